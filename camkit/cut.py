@@ -1,0 +1,265 @@
+"""The cut: a model divided at its target layers into a trunk that runs without autograd and a head that is recorded.
+
+Gradients are needed at the target layer only. A hook there detaches the layer's output, makes it a leaf and lets autograd
+record from that point on, so the backward pass covers the head alone and the trunk keeps nothing.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from camkit.errors import CamkitError, suggestion
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module at which a model is cut: the name it was asked for, its path, and the part of its output that counts."""
+
+    name: str
+    path: str
+    module: nn.Module = field(repr=False, compare=False)
+    element: int | str | None = None
+
+
+@dataclass
+class Forward:
+    """What one forward pass left behind.
+
+    Attributes:
+        images: [B, C, H, W], as the model was given them.
+        output: the model's own output.
+        logits: [B, classes].
+        captured: the output of each target layer, in the layer's own layout, by the layer's path.
+    """
+
+    images: Tensor
+    output: Any
+    logits: Tensor
+    captured: dict[str, Tensor]
+
+    def gradients(self, scores: Tensor, *, retain_graph: bool) -> dict[str, Tensor]:
+        """The gradient of the summed scores [B] at every target layer, by the layer's path.
+
+        Images do not influence each other in evaluation mode, so the sum gives each image its own gradient.
+
+        Raises:
+            CamkitError: a layer has no influence on the scores.
+        """
+        if not scores.requires_grad:
+            raise CamkitError(f"The scores do not depend on {_listed(self.captured)}; choose a layer that the output is made from.")
+        paths = list(self.captured)
+        found = torch.autograd.grad(
+            scores,
+            [self.captured[path] for path in paths],
+            grad_outputs=torch.ones_like(scores),
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+        for path, gradient in zip(paths, found, strict=True):
+            if gradient is None:
+                raise CamkitError(f"The layer '{path}' has no influence on the scores; choose a layer that the output is made from.")
+        return dict(zip(paths, found, strict=True))
+
+
+class Cut:
+    """A model cut at one or several target layers.
+
+    The model is left as it was, also after an exception; threads may share it.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], output: int | str | None = None) -> None:
+        self.module = module
+        self.layers = tuple(layers)
+        self.output = output
+
+    def forward(self, images: Tensor, *, graph: bool) -> Forward:
+        """Runs the model once on images [B, C, H, W] and captures the target layers.
+
+        With `graph`, autograd records the head, from the first target layer on. Otherwise nothing is recorded.
+
+        Raises:
+            CamkitError: a target layer never runs, runs more than once, or gives no tensor; or the model's output
+                is no tensor of logits.
+        """
+        captured: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            stack.enter_context(lock(self.module))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(frozen(self.module))
+            hooks = [_Capture(layer, captured, graph) for layer in self.layers]
+            for hook in hooks:
+                stack.callback(hook.layer.module.register_forward_hook(hook).remove)
+            # a tensor made in inference mode cannot be recorded; its copy can
+            images = images.clone() if images.is_inference() else images.detach()
+            output = self.module(images)
+            with torch.set_grad_enabled(graph):
+                logits = select_logits(output, self.output)
+        for hook in hooks:
+            hook.check()
+        return Forward(images=images, output=output, logits=logits, captured=captured)
+
+
+class _Capture:
+    """A forward hook that keeps a layer's output and, where gradients are wanted, starts the recording there."""
+
+    def __init__(self, layer: Layer, captured: dict[str, Tensor], graph: bool) -> None:
+        self.layer, self.captured, self.graph = layer, captured, graph
+        self.thread = threading.get_ident()
+        self.version = 0
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        # another thread may be using the model for a plain prediction, which is none of our business
+        if threading.get_ident() != self.thread:
+            return None
+        path = self.layer.path
+        if path in self.captured:
+            raise CamkitError(
+                f"The layer '{path}' runs more than once in a forward pass, so its activations are ambiguous; "
+                f"choose a layer that runs once."
+            )
+        tensor = _element(output, self.layer)
+        if not self.graph:
+            self.captured[path] = tensor.clone()
+            return None
+        leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        self.captured[path] = leaf
+        self.version = leaf._version
+        torch.set_grad_enabled(True)
+        # the copy is what the model goes on with: an in-place operation behind the layer must not change the activations
+        return _replaced(output, self.layer, leaf.clone())
+
+
+    def check(self) -> None:
+        """Refuses a layer that never ran, or whose output the model changed later through another reference."""
+        path = self.layer.path
+        if path not in self.captured:
+            raise CamkitError(
+                f"The layer '{path}' never runs in a forward pass, so it has no activations; "
+                f"choose one of its children or another layer (camkit doctor lists those that run)."
+            )
+        if self.graph and self.captured[path]._version != self.version:
+            raise CamkitError(
+                f"The model overwrites the output of the layer '{path}' in place after that layer has run; "
+                f"choose the layer behind it."
+            )
+
+
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+@contextmanager
+def lock(module: nn.Module) -> Iterator[None]:
+    """One thread at a time in a model: hooks and flags belong to the module, not to the thread."""
+    with _locks_lock:
+        own = _locks.setdefault(module, threading.RLock())
+    with own:
+        yield
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters that ask for no gradient, so that the head keeps nothing for them; afterwards as they were."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel or DistributedDataParallel, whose hooks would not fire reliably."""
+    while True:
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod  # type: ignore[assignment]
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
+def find_module(root: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """The module at a dotted path, whose parts may be negative indices (``layer4.-1``), with its plain path.
+
+    Raises:
+        CamkitError: there is no such module; the nearest paths are suggested.
+    """
+    module, names = root, list[str]()
+    for part in path.split("."):
+        children = dict(module.named_children())
+        if part not in children and part.lstrip("-").isdigit():
+            position = int(part)
+            ordered = list(children)
+            if -len(ordered) <= position < len(ordered):
+                part = ordered[position]
+        if part not in children:
+            known = [name for name, _ in root.named_modules() if name]
+            where = f" in '{'.'.join(names)}'" if names else ""
+            ending = suggestion(path, known) or "camkit summary lists the layers."
+            raise CamkitError(f"There is no layer '{path}': nothing is called '{part}'{where}; {ending}")
+        module = children[part]
+        names.append(part)
+    return ".".join(names), module
+
+
+def select_logits(output: Any, key: int | str | None) -> Tensor:
+    """The logits [B, classes] in a model's output: the entry that the adapter names, else the obvious one."""
+    if key is not None:
+        try:
+            chosen = output[key]
+        except (KeyError, IndexError, TypeError):
+            raise CamkitError(f"The model's output has no entry {key!r}, which the adapter names as the logits.") from None
+    elif isinstance(output, Mapping):
+        chosen = output.get("logits", output.get("out"))
+    elif hasattr(output, "logits"):
+        chosen = output.logits
+    elif isinstance(output, tuple | list) and output:
+        chosen = output[0]
+    else:
+        chosen = output
+    if not isinstance(chosen, Tensor) or chosen.ndim not in (1, 2):
+        what = f"a tensor of shape {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"{type(output).__name__}"
+        raise CamkitError(
+            f"The model's output is {what}, but logits of shape [batch, classes] are expected; "
+            f"name the entry that holds them in an adapter ('output')."
+        )
+    return chosen.unsqueeze(1) if chosen.ndim == 1 else chosen
+
+
+def _element(output: Any, layer: Layer) -> Tensor:
+    tensor = output
+    if layer.element is not None and not isinstance(output, Tensor):
+        try:
+            tensor = output[layer.element]
+        except (KeyError, IndexError, TypeError):
+            raise CamkitError(f"The output of the layer '{layer.path}' has no element {layer.element!r}.") from None
+    if not isinstance(tensor, Tensor):
+        raise CamkitError(
+            f"The layer '{layer.path}' gives {type(tensor).__name__}, not a tensor; state in the adapter which element "
+            f"holds the activations, or choose another layer."
+        )
+    return tensor
+
+
+def _replaced(output: Any, layer: Layer, tensor: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, Mapping):
+        return type(output)({**output, layer.element: tensor})  # type: ignore[call-arg]
+    position = range(len(output))[layer.element]  # type: ignore[index]
+    parts = [tensor if index == position else part for index, part in enumerate(output)]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _listed(paths: Mapping[str, Any]) -> str:
+    return "the layer " + ", ".join(f"'{path}'" for path in paths)

@@ -1,0 +1,109 @@
+"""A signature is a contract: what a plugin function asks for, and which options it takes.
+
+Positional parameters are asked for by name, as pytest does with fixtures. Keyword-only parameters with defaults are the
+function's options, validated by pydantic. Methods, targets, attacks and metrics are all called this way.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from camkit.errors import CamkitError, suggestion
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a function asks for, in order, and the pydantic model of its options."""
+
+    owner: str
+    asks: tuple[str, ...]
+    options_model: type[BaseModel]
+
+    def options(self, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """All options with their values: the given ones validated, the others at their defaults.
+
+        Raises:
+            CamkitError: an option is unknown or its value is not valid.
+        """
+        known = list(self.options_model.model_fields)
+        for name in given or {}:
+            if name not in known:
+                ending = suggestion(name, known) or "it takes no options."
+                raise CamkitError(f"{self.owner} has no option '{name}'; {ending}")
+        try:
+            return self.options_model(**(given or {})).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise CamkitError(f"Option '{name}' of {self.owner} was {first['input']!r}: {first['msg']}.") from None
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Each option's type and default, as text and JSON values."""
+        return {
+            name: {"type": _type_name(info.annotation), "default": info.default}
+            for name, info in self.options_model.model_fields.items()
+        }
+
+
+def parse_signature(function: Function, owner: str, known: Mapping[str, object]) -> Signature:
+    """Reads the contract off a function.
+
+    `known` maps each name that can be asked for to its type; a type of `Any` accepts every annotation.
+
+    Raises:
+        CamkitError: an unknown name is asked for, an annotation is missing or wrong, or a parameter is neither
+            asked for nor an option.
+    """
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except Exception as error:
+        raise CamkitError(f"The annotations of {owner} cannot be read: {error}.") from error
+    asks: list[str] = []
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        name = parameter.name
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise CamkitError(f"{owner} takes *{name}; its parameters must be named, since the names are its contract.")
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            if parameter.default is parameter.empty:
+                raise CamkitError(f"Option '{name}' of {owner} needs a default value.")
+            fields[name] = (hints.get(name, Any), parameter.default)
+        elif parameter.default is not parameter.empty:
+            raise CamkitError(f"Parameter '{name}' of {owner} has a default: options are keyword-only, write '*' first.")
+        else:
+            asks.append(_checked(name, owner, hints, known))
+    model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)
+    return Signature(owner=owner, asks=tuple(asks), options_model=model)
+
+
+def parse_value(text: str) -> Any:
+    """An option value from the command line: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _checked(name: str, owner: str, hints: Mapping[str, object], known: Mapping[str, object]) -> str:
+    if name not in known:
+        ending = suggestion(name, known)
+        raise CamkitError(f"{owner} asks for '{name}', which nothing provides" + (f"; {ending}" if ending else "."))
+    expected = known[name]
+    if name not in hints:
+        raise CamkitError(f"Parameter '{name}' of {owner} has no annotation; write '{name}: {_type_name(expected)}'.")
+    if expected is not Any and hints[name] != expected:
+        wrong, right = _type_name(hints[name]), _type_name(expected)
+        raise CamkitError(f"{owner} annotates '{name}' as {wrong}, but it is {right}.")
+    return name
+
+
+def _type_name(annotation: object) -> str:
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")

@@ -1,0 +1,159 @@
+"""What the author of a plugin writes: decorators that mark functions, and `collect`, which finds them.
+
+A plugin is a module named in the entry-point group ``camkit``. It answers hooks (see `camkit.hookspecs`) with the
+functions that it marked::
+
+    from camkit import plugin
+
+    @plugin.method("mean", paper="none")
+    def mean(activations: Tensor) -> Tensor:
+        return activations.mean(dim=1)
+
+    @plugin.hookimpl
+    def camkit_methods():
+        return plugin.collect(__name__, "method")
+
+Marking changes nothing: the function stays an ordinary function that can be called and tested by itself.
+This module imports neither torch nor pluggy, so that a plugin's command line stays quick.
+"""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+Marked = TypeVar("Marked", bound=Callable[..., Any])
+Norm = Literal["linf", "l2", "l0", "patch", "smallest"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a decorator wrote on a function: the kind of item, its name, and the facts its author states."""
+
+    kind: str
+    name: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def marks(item: object) -> tuple[Mark, ...]:
+    """The marks on an object; most carry one, a decomposition that serves several operators carries several."""
+    # vars, not getattr: a subclass of a marked class is not itself marked
+    found: tuple[Mark, ...] = getattr(item, "__dict__", {}).get("__camkit__", ())
+    return found
+
+
+def _marker(kind: str, name: str, /, **facts: Any) -> Callable[[Marked], Marked]:
+    def mark(item: Marked) -> Marked:
+        added = (*marks(item), Mark(kind, name, MappingProxyType(facts)))
+        item.__camkit__ = added  # type: ignore[attr-defined]
+        return item
+
+    return mark
+
+
+def method(
+    name: str,
+    *,
+    paper: str,
+    kind: Literal["map", "pixels", "concepts"] = "map",
+    class_specific: bool = True,
+) -> Callable[[Marked], Marked]:
+    """Marks a CAM method: a pure function of quantities.
+
+    `paper` is where the formula comes from. `kind` says what the function returns: ``map`` the signed map
+    [B, h, w], or [B, K, h, w] for the engine to sum over channels; ``pixels`` [B, C, H, W]; ``concepts`` [B, k, h, w].
+    A method that is not `class_specific` refuses targets that differ only in their class.
+    """
+    return _marker("method", name, paper=paper, kind=kind, class_specific=class_specific)
+
+
+def target(name: str, *, inputs: tuple[str, ...] = ()) -> Callable[[Marked], Marked]:
+    """Marks a target: a function from the model's output to one score [B] per image.
+
+    `inputs` names the parameters that the user supplies beside the image (``class_index``, a mask, an embedding);
+    they become inputs of an exported graph.
+    """
+    return _marker("target", name, inputs=inputs)
+
+
+def quantity(name: str, *, traceable: bool, graph: bool = False) -> Callable[[Marked], Marked]:
+    """Marks a quantity: what methods can ask for by the name of a parameter.
+
+    The function takes a `camkit.quantities.Pass` and returns the value; its return annotation is the type that methods
+    must write. `traceable` says whether it may appear in an exported graph, `graph` whether it differentiates, so that
+    the pass must record the autograd graph of the head.
+    """
+    return _marker("quantity", name, traceable=traceable, graph=graph)
+
+
+def attack(name: str, *, norm: Norm, paper: str) -> Callable[[Marked], Marked]:
+    """Marks an attack: a function that returns changed images, in pixels [0, 1]. `norm` names the threat model."""
+    return _marker("attack", name, norm=norm, paper=paper)
+
+
+def metric(name: str, *, paper: str, higher_is_better: bool, reduce: str = "mean") -> Callable[[Marked], Marked]:
+    """Marks a metric: a function that returns one value [B] per sample.
+
+    `reduce` says how values become one over a data set: ``mean`` leaves out samples whose value is NaN.
+    """
+    return _marker("metric", name, paper=paper, higher_is_better=higher_is_better, reduce=reduce)
+
+
+def dataset(name: str) -> Callable[[Marked], Marked]:
+    """Marks a data set: a function that yields `camkit.evaluate.Sample` objects."""
+    return _marker("dataset", name)
+
+
+def model_source(name: str) -> Callable[[Marked], Marked]:
+    """Marks a model source, the part before the colon of a model SPEC: a `camkit.models.ModelSource` class."""
+    return _marker("model_source", name)
+
+
+def decomposition(*operators: Any) -> Callable[[Marked], Marked]:
+    """Marks a rule that writes the given operators in terms of exportable ones; same arguments, same result."""
+
+    def mark(item: Marked) -> Marked:
+        for operator in operators:
+            item = _marker("decomposition", str(operator), operator=operator)(item)
+        return item
+
+    return mark
+
+
+def function_mode(name: str) -> Callable[[Marked], Marked]:
+    """Marks a `torch.overrides.TorchFunctionMode` class that is entered while a graph is traced."""
+    return _marker("decomposition", name, mode=True)
+
+
+def exporter(name: str, *, suffix: str) -> Callable[[Marked], Marked]:
+    """Marks an exporter: a function that writes an `ExportRequest` to a file that ends in `suffix`."""
+    return _marker("exporter", name, suffix=suffix)
+
+
+def collect(package: str, kind: str) -> list[Any]:
+    """The objects marked with `kind` in a module, or in a package and all of its modules, in order of their names.
+
+    Only objects defined there are returned, so importing a neighbour's function does not register it twice.
+    """
+    root = sys.modules.get(package) or importlib.import_module(package)
+    modules = [root]
+    for info in pkgutil.walk_packages(getattr(root, "__path__", ()), prefix=f"{package}."):
+        modules.append(importlib.import_module(info.name))
+    found = []
+    for module in modules:
+        for item in vars(module).values():
+            here = getattr(item, "__module__", None) == module.__name__
+            if here and any(mark.kind == kind for mark in marks(item)):
+                found.append(item)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name == "hookimpl":
+        from camkit.hookspecs import hookimpl
+
+        return hookimpl
+    raise AttributeError(f"module 'camkit.plugin' has no attribute '{name}'")

@@ -1,0 +1,14 @@
+"""HiResCAM (Draelos and Carin, 2020, arXiv:2011.08891)."""
+
+from torch import Tensor
+
+from camkit import plugin
+
+
+@plugin.method("hirescam", paper="arXiv:2011.08891")
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """HiResCAM: gradient times activation at each position, summed over channels (eq. 4).
+
+    Where the classifier is linear in the activations the map's sum is the score itself, up to the bias.
+    """
+    return gradients * activations
