@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from camkit.adapter import Adapter
     from camkit.attacks import AttackResult, attack
     from camkit.evaluate import Measurement, Sample, measure
-    from camkit.explain import Explainer, Explanation
+    from camkit.explain import Explainer
+    from camkit.explanation import Explanation
     from camkit.exports import ExportReport, export
     from camkit.models import LoadedModel, load_model
     from camkit.serving import load
@@ -28,7 +29,7 @@ _HOMES = {
     "Sample": "camkit.evaluate",
     "measure": "camkit.evaluate",
     "Explainer": "camkit.explain",
-    "Explanation": "camkit.explain",
+    "Explanation": "camkit.explanation",
     "ExportReport": "camkit.exports",
     "export": "camkit.exports",
     "LoadedModel": "camkit.models",

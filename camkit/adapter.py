@@ -112,7 +112,9 @@ class Adapter(_Strict):
             CamkitError: the name is neither, or the adapter states that the model cannot be explained.
         """
         if self.unsupported:
-            raise CamkitError(f"The adapter '{self.name}' says that this model cannot be explained: {self.unsupported}.")
+            raise CamkitError(
+                f"The adapter '{self.name}' says that this model cannot be explained: {self.unsupported}."
+            )
         wanted = name or DEFAULT_TARGET
         position = self.targets.get(wanted)
         if position is None and name is None:
@@ -204,7 +206,9 @@ def find_adapter(module: nn.Module, given: Adapter | Path | str | None = None) -
             if reason is None:
                 return Resolved(adapter, f"given in {path.name}")
             reasons.append(f"'{adapter.name}': {reason}")
-        raise CamkitError(f"No adapter in '{path}' describes a {type(module).__name__}: {'; '.join(reasons) or 'it is empty'}.")
+        raise CamkitError(
+            f"No adapter in '{path}' describes a {type(module).__name__}: {'; '.join(reasons) or 'it is empty'}."
+        )
     for origin, path in _sources():
         for adapter in load_adapters(path):
             if adapter.mismatch(module) is None:
@@ -247,7 +251,9 @@ def _number(module: nn.Module, value: int | str | None, adapter: str) -> int | N
         return value
     found = read(module, value[1:], default=None)
     if not isinstance(found, int):
-        raise CamkitError(f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a whole number.")
+        raise CamkitError(
+            f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a whole number."
+        )
     return found
 
 
@@ -256,5 +262,7 @@ def _pair(module: nn.Module, value: tuple[int, int] | str | None, adapter: str) 
         return value
     found = read(module, value[1:], default=None)
     if not isinstance(found, tuple | list) or len(found) != 2:
-        raise CamkitError(f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a height and a width.")
+        raise CamkitError(
+            f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a height and a width."
+        )
     return int(found[0]), int(found[1])

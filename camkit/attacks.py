@@ -36,6 +36,7 @@ class Loss:
         self.explainer, self.labels = explainer, labels
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        """The loss of each image, [B]."""
         logits = self.explainer.logits(to_model(self.explainer, pixels))
         if self.explainer.probability == "sigmoid":
             label = logits.gather(1, self.labels[:, None])[:, 0]
@@ -70,7 +71,9 @@ class Attack:
         """Reads a marked function; it can ask for `pixels`, `loss`, `labels` and `epsilon`."""
         signature = parse_signature(function, f"the attack '{mark.name}'", KNOWN)
         if mark.facts["norm"] not in _PROJECTIONS:
-            raise CamkitError(f"The threat model '{mark.facts['norm']}' is not known; choose {' or '.join(_PROJECTIONS)}.")
+            raise CamkitError(
+                f"The threat model '{mark.facts['norm']}' is not known; choose {' or '.join(_PROJECTIONS)}."
+            )
         return cls(mark.name, function, signature, mark.facts["norm"], mark.facts["paper"])
 
 
@@ -116,11 +119,14 @@ def attack(
         options: the attack's options.
 
     Raises:
-        CamkitError: something is not known, epsilon is not positive, or images without a preprocessing are outside [0, 1].
+        CamkitError: something is not known, epsilon is not positive, or images that come without a preprocessing are
+            outside [0, 1].
     """
     found: Attack = registry().get("attack", name)
     if epsilon <= 0:
-        raise CamkitError(f"Epsilon was {epsilon}; a positive number of pixel units is expected, such as 8/255 = 0.031.")
+        raise CamkitError(
+            f"Epsilon was {epsilon}; a positive number of pixel units is expected, such as 8/255 = 0.031."
+        )
     chosen = found.signature.options(options)
     targets, several = parse_targets(target, explainer.class_names, registry().names("target"))
     if several:
@@ -150,8 +156,8 @@ def to_pixels(explainer: Explainer, images: Tensor) -> Tensor:
         return explainer.preprocessing.pixels(images)
     if float(images.min()) < 0 or float(images.max()) > 1:
         raise CamkitError(
-            f"The images lie in [{float(images.min()):.2f}, {float(images.max()):.2f}] and the Explainer does not know how "
-            f"they were normalised; give it preprocessing=... or images in [0, 1]."
+            f"The images lie in [{float(images.min()):.2f}, {float(images.max()):.2f}] and the Explainer does not know "
+            f"how they were normalised; give it preprocessing=... or images in [0, 1]."
         )
     return images
 
@@ -166,8 +172,8 @@ def _project_linf(change: Tensor, epsilon: float) -> Tensor:
 
 
 def _project_l2(change: Tensor, epsilon: float) -> Tensor:
-    length = change.flatten(1).norm(dim=1).clamp(min=epsilon)
-    return change * (epsilon / length)[:, None, None, None]
+    length: Tensor = change.flatten(1).norm(dim=1)
+    return change * (epsilon / length.clamp(min=epsilon))[:, None, None, None]
 
 
 _PROJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {"linf": _project_linf, "l2": _project_l2}

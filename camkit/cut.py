@@ -1,7 +1,7 @@
 """The cut: a model divided at its target layers into a trunk that runs without autograd and a head that is recorded.
 
-Gradients are needed at the target layer only. A hook there detaches the layer's output, makes it a leaf and lets autograd
-record from that point on, so the backward pass covers the head alone and the trunk keeps nothing.
+Gradients are needed at the target layer only. A hook there detaches the layer's output, makes it a leaf and lets
+autograd record from that point on, so the backward pass covers the head alone and the trunk keeps nothing.
 """
 
 import threading
@@ -52,7 +52,9 @@ class Forward:
             CamkitError: a layer has no influence on the scores.
         """
         if not scores.requires_grad:
-            raise CamkitError(f"The scores do not depend on {_listed(self.captured)}; choose a layer that the output is made from.")
+            raise CamkitError(
+                f"The scores do not depend on {_listed(self.captured)}; choose a layer that the output is made from."
+            )
         paths = list(self.captured)
         found = torch.autograd.grad(
             scores,
@@ -63,7 +65,9 @@ class Forward:
         )
         for path, gradient in zip(paths, found, strict=True):
             if gradient is None:
-                raise CamkitError(f"The layer '{path}' has no influence on the scores; choose a layer that the output is made from.")
+                raise CamkitError(
+                    f"The layer '{path}' has no influence on the scores; choose a layer that the output is made from."
+                )
         return dict(zip(paths, found, strict=True))
 
 
@@ -132,9 +136,8 @@ class _Capture:
         self.captured[path] = leaf
         self.version = leaf._version
         torch.set_grad_enabled(True)
-        # the copy is what the model goes on with: an in-place operation behind the layer must not change the activations
+        # the model goes on with a copy: an in-place operation behind the layer must not change the activations
         return _replaced(output, self.layer, leaf.clone())
-
 
     def check(self) -> None:
         """Refuses a layer that never ran, or whose output the model changed later through another reference."""
@@ -178,7 +181,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel or DistributedDataParallel, whose hooks would not fire reliably."""
+    """The model inside `torch.compile` or DataParallel wrappers, whose hooks would not fire reliably."""
     while True:
         if hasattr(module, "_orig_mod"):
             module = module._orig_mod  # type: ignore[assignment]
@@ -218,7 +221,9 @@ def select_logits(output: Any, key: int | str | None) -> Tensor:
         try:
             chosen = output[key]
         except (KeyError, IndexError, TypeError):
-            raise CamkitError(f"The model's output has no entry {key!r}, which the adapter names as the logits.") from None
+            raise CamkitError(
+                f"The model's output has no entry {key!r}, which the adapter names as the logits."
+            ) from None
     elif isinstance(output, Mapping):
         chosen = output.get("logits", output.get("out"))
     elif hasattr(output, "logits"):

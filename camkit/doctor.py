@@ -1,7 +1,7 @@
 """Why a map would be blank: what each layer of one walk lacks for an explanation, in plain sentences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,10 @@ Problem = Literal[
     "no gradient on positions",
     "gradient on few positions",
 ]
+
+
+# below this share of positions, a map has more holes than map
+_FEW_POSITIONS = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,22 +65,11 @@ def render_doctor(walk: Walk, chosen: str | None = None) -> RenderableType:
     by_path: dict[str, list[Finding]] = {}
     for finding in findings:
         by_path.setdefault(finding.path, []).append(finding)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Layer", overflow="fold", ratio=4)
-    table.add_column("Output", overflow="fold", ratio=3)
-    table.add_column("Layout", no_wrap=True)
-    if walk.gradients:
-        table.add_column("Gradient", justify="right", no_wrap=True)
-        table.add_column("Largest", justify="right", no_wrap=True)
-    table.add_column("A map here", overflow="fold", ratio=5)
-    for record in walk.layers:
-        if record.path:
-            marked = record.path == chosen
-            table.add_row(*_cells(record, by_path.get(record.path, []), marked), style="bold" if marked else "")
-    below: list[RenderableType] = [Text("! " + finding.sentence, style="yellow") for finding in by_path.get("", [])]
+    below: list[RenderableType] = [_reasons([finding for finding in findings if finding.path])]
+    below += [Text(finding.sentence, style="red") for finding in by_path.get("", [])]
     if chosen is not None:
         below.append(_verdict(walk.layer(chosen), by_path.get(chosen, [])))
-    return Group(table, *below)
+    return Group(_layers(walk, by_path, chosen), *below)
 
 
 def _of_model(walk: Walk) -> list[Finding]:
@@ -101,32 +94,132 @@ def _of_model(walk: Walk) -> list[Finding]:
 
 
 def _of_layer(record: LayerRecord, walk: Walk) -> list[Finding]:
-    """The first reason for a blank map, since those that come after it only follow from it, and what is worth knowing."""
+    findings = []
+    if record.calls > 1:
+        times = "twice" if record.calls == 2 else f"{record.calls} times"
+        sentence = f"Runs {times}; its last run is shown."
+        findings.append(Finding(record.path, "runs more than once", sentence, blank=False))
+    reason = _reason(record, walk)
+    if reason:
+        findings.append(reason)
+    return findings
+
+
+def _reason(record: LayerRecord, walk: Walk) -> Finding | None:
+    """The first reason for a blank map; those that would come after it only follow from it."""
 
     def found(problem: Problem, sentence: str, *, blank: bool = True) -> Finding:
         return Finding(record.path, problem, sentence, blank)
 
-    if record.calls == 0:
-        return [found("never runs", _never_runs(record, walk))]
-    findings = []
-    if record.calls > 1:
-        times = "twice" if record.calls == 2 else f"{record.calls} times"
-        findings.append(found("runs more than once", f"Runs {times}; what is shown is its last run.", blank=False))
     positions = _positions(record)
+    peaks = (record.peak_activation or 0.0, record.peak_gradient or 0.0)
+    if record.calls == 0:
+        return found("never runs", _never_runs(record, walk))
     if record.shape is None:
-        findings.append(found("no tensor", f"Gives no tensor but {record.output}."))
-    elif record.peak_activation is not None and not math.isfinite(record.peak_activation):
-        findings.append(found("not finite", "Its output has values that are not finite, so the map would have them too."))
-    elif positions == 0:
-        findings.append(found("no positions", f"Its output {record.output} has no positions to lay a map on."))
-    elif positions == 1:
-        findings.append(found("one position", "Its output has one position only, so the map would be flat."))
-    elif record.peak_activation == 0:
-        findings.append(found("all zero", "Its output is zero everywhere, and so would the map be."))
-    elif walk.gradients:
-        findings += _of_gradient(record, found)
-    return findings
+        return found("no tensor", f"Gives no tensor but {record.output}.")
+    if not all(map(math.isfinite, peaks)):
+        return found("not finite", "Its output or its gradient is not finite.")
+    if positions == 0:
+        return found("no positions", "Its output has no positions.")
+    if positions == 1:
+        return found("one position", "Its output has one position: a flat map.")
+    if record.peak_activation == 0:
+        return found("all zero", "Its output is zero everywhere.")
+    if record.gradient_share is None or record.gradient_share >= _FEW_POSITIONS:
+        return None
+    if record.peak_gradient == 0:
+        return found("no gradient", "Its gradient is zero everywhere.")
+    if record.gradient_share == 0:
+        return found("no gradient on positions", _only_prefix(record, walk))
+    few = f"Only {_percent(record.gradient_share)} of its positions have a gradient."
+    return found("gradient on few positions", few, blank=False)
 
 
-def _of_gradient(record: LayerRecord, found) -> Sequence[Finding]:  # type: ignore[no-untyped-def]
-    return []
+def _never_runs(record: LayerRecord, walk: Walk) -> str:
+    inside = [part.path for part in walk.layers if part.calls and part.path.startswith(record.path + ".")]
+    if inside:
+        parts = [path for path in inside if path.count(".") == record.path.count(".") + 1]
+        return f"Never runs itself, only its parts do, such as '{(parts or inside)[-1]}'."
+    if record.parameters:
+        return "Never runs by itself; whatever holds it may read its parameters."
+    return "Never runs."
+
+
+def _only_prefix(record: LayerRecord, walk: Walk) -> str:
+    """After the last attention a class token is all that is read; the last layer before it is what to choose."""
+    fit = [other.path for other in walk.layers if other.path and other.shape == record.shape and other.gradient_share]
+    which = "the first token has" if record.prefix == 1 else f"the first {record.prefix} tokens have"
+    advice = f"; choose '{fit[-1]}'" if fit else ""
+    return f"Only {which} a gradient, none of the image's{advice}."
+
+
+def _positions(record: LayerRecord) -> int:
+    return record.grid[0] * record.grid[1] if record.grid else 0
+
+
+def _percent(share: float) -> str:
+    return "< 1 %" if 0 < share < 0.01 else f"{math.floor(100 * share)} %"
+
+
+def _layers(walk: Walk, by_path: Mapping[str, Sequence[Finding]], chosen: str | None) -> Table:
+    """One line per layer, with the names of its problems."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Layer", overflow="fold")
+    table.add_column("Output", overflow="fold", min_width=17)
+    table.add_column("Layout", no_wrap=True)
+    if walk.gradients:
+        table.add_column("Gradient on", justify="right", no_wrap=True)
+        table.add_column("Largest", justify="right", no_wrap=True)
+    table.add_column("A map here", no_wrap=True)
+    for record in walk.layers:
+        if not record.path:
+            continue
+        marked = record.path == chosen
+        cells = [Text(("> " if marked else "") + record.path), Text(record.output), Text(_layout(record))]
+        if record.gradient_share is not None and record.peak_gradient is not None:
+            ran = record.calls > 0
+            cells.append(Text(_percent(record.gradient_share) if ran else "-"))
+            cells.append(Text(f"{record.peak_gradient:.1e}" if ran else "-"))
+        table.add_row(*cells, _problems(by_path.get(record.path, [])), style="bold" if marked else "")
+    return table
+
+
+def _reasons(findings: Sequence[Finding]) -> Table:
+    """What each problem means, by the first layer that has it, and how many more there are."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    by_problem: dict[Problem, list[Finding]] = {}
+    for finding in findings:
+        by_problem.setdefault(finding.problem, []).append(finding)
+    for problem, alike in by_problem.items():
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        sentence = Text(f"{alike[0].path}: {alike[0].sentence}").append(more, style="dim")
+        table.add_row(Text(problem, style=_style(alike[0])), sentence)
+    return table
+
+
+def _verdict(record: LayerRecord, findings: Sequence[Finding]) -> Text:
+    text = Text(f"\n'{record.path}' ({record.class_name}, {record.output}, {_layout(record)}): ", style="bold")
+    if not any(finding.blank for finding in findings):
+        text.append("Fit for a map. ", style="green")
+    for finding in findings:
+        text.append(finding.sentence + " ", style=_style(finding))
+    return text
+
+
+def _layout(record: LayerRecord) -> str:
+    if record.grid is None:
+        return "-"
+    prefix = f"{record.prefix}+" if record.prefix else ""
+    return f"{record.layout} {prefix}{record.grid[0]}x{record.grid[1]}"
+
+
+def _problems(findings: Sequence[Finding]) -> Text:
+    if not findings:
+        return Text("fit", style="green")
+    return Text(", ").join(Text(finding.problem, style=_style(finding)) for finding in findings)
+
+
+def _style(finding: Finding) -> str:
+    return "red" if finding.blank else "yellow"

@@ -1,6 +1,6 @@
 """Metrics: how good maps are, sample by sample and over a data set."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -70,9 +70,13 @@ class Metric:
         """Reads a marked function; what it can ask for is listed in `KNOWN`."""
         signature = parse_signature(function, f"the metric '{mark.name}'", KNOWN)
         if mark.facts["reduce"] not in _REDUCTIONS:
-            raise CamkitError(f"The reduction '{mark.facts['reduce']}' is not known; choose {' or '.join(_REDUCTIONS)}.")
+            raise CamkitError(
+                f"The reduction '{mark.facts['reduce']}' is not known; choose {' or '.join(_REDUCTIONS)}."
+            )
         facts = mark.facts
-        return cls(mark.name, function, signature, facts["higher_is_better"], _REDUCTIONS[facts["reduce"]], facts["paper"])
+        return cls(
+            mark.name, function, signature, facts["higher_is_better"], _REDUCTIONS[facts["reduce"]], facts["paper"]
+        )
 
 
 @dataclass(frozen=True)
@@ -103,23 +107,28 @@ def measure(
     metric: str = "pointing_game",
     data: str | Iterable[Sample] = "digit_scenes",
     *,
-    method: str = "gradcam",
+    method: str | Sequence[str] = "gradcam",
     layer: str | None = None,
     options: Mapping[str, Any] | None = None,
     metric_options: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
     batch_size: int = 32,
-) -> Measurement:
-    """Measures one method on one model over a data set.
+) -> Any:
+    """Measures methods on one model over a data set.
 
     Args:
         explainer: the model, with the preprocessing that turns pictures into its input.
         metric: name of the metric.
         data: name of a data set, or samples.
-        method, layer, options: as for an Explainer; each sample's own class is explained.
+        method: as for an Explainer, one name or a list; each sample's own class is explained.
+        layer: as for an Explainer.
+        options: as for an Explainer.
         metric_options: the metric's options.
         data_options: the data set's options.
         batch_size: images in one pass.
+
+    Returns:
+        A `Measurement`; a list of them, from the same passes, if `method` was a list.
 
     Raises:
         CamkitError: something is not known, the model has no preprocessing, or there are no samples.
@@ -127,27 +136,29 @@ def measure(
     found: Metric = registry().get("metric", metric)
     chosen = found.signature.options(metric_options)
     samples = registry().get("dataset", data).samples(data_options) if isinstance(data, str) else data
-    values = []
+    names = [method] if isinstance(method, str) else list(method)
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
     for batch in _batches(samples, batch_size):
         images, regions, class_index = _tensors(explainer, batch)
-        explanation = explainer(images, method, target=class_index, layer=layer, options=options)
-        available = {
-            "heatmaps": explanation.heatmaps,
-            "maps": explanation.maps,
-            "regions": regions,
-            "images": images,
-            "logits": explanation.logits,
-            "class_index": class_index,
-        }
-        result = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
-        if not isinstance(result, Tensor) or result.shape != (len(batch),):
-            got = f"shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise CamkitError(f"The metric '{metric}' returned {got}; one value per sample is expected: [{len(batch)}].")
-        values.append(result.detach().float().cpu())
-    if not values:
+        given = {"images": images, "regions": regions, "class_index": class_index}
+        for explanation in explainer(images, names, target=class_index, layer=layer, options=options):
+            results = {"heatmaps": explanation.heatmaps, "maps": explanation.maps, "logits": explanation.logits}
+            available = {**given, **results}
+            value = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
+            if not isinstance(value, Tensor) or value.shape != (len(batch),):
+                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise CamkitError(
+                    f"The metric '{metric}' returned {got}; one value per sample is expected: [{len(batch)}]."
+                )
+            values[explanation.method].append(value.detach().float().cpu())
+    if not all(values.values()):
         raise CamkitError("The data set has no samples, so there is nothing to measure.")
-    joined = torch.cat(values)
-    return Measurement(metric, method, found.reduce(joined), joined, found.higher_is_better)
+    measured = [_measurement(found, name, torch.cat(values[name])) for name in names]
+    return measured[0] if isinstance(method, str) else measured
+
+
+def _measurement(metric: Metric, method: str, values: Tensor) -> Measurement:
+    return Measurement(metric.name, method, metric.reduce(values), values, metric.higher_is_better)
 
 
 def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
@@ -159,7 +170,9 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 def _tensors(explainer: Explainer, batch: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     preprocessing = explainer.preprocessing
     if preprocessing is None:
-        raise CamkitError("The Explainer does not know how pictures become the model's input; give it preprocessing=...")
+        raise CamkitError(
+            "The Explainer does not know how pictures become the model's input; give it preprocessing=..."
+        )
     device = explainer.device
     images = torch.stack([preprocessing(sample.picture) for sample in batch]).to(device, explainer.dtype)
     regions = torch.stack([_region(preprocessing.view, sample) for sample in batch]).to(device)

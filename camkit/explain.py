@@ -1,170 +1,25 @@
-"""The Explainer: one pass over a model for any number of methods, layers and targets; and the Explanation it returns."""
+"""The Explainer: one pass over a model for any number of methods, layers and targets."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from camkit import cut, heatmap
+from camkit import cut
 from camkit.adapter import Adapter, Resolved, find_adapter
-from camkit.cut import Cut, Forward, Layer
 from camkit.errors import CamkitError, CamkitWarning
-from camkit.methods import Kind, Method
-from camkit.quantities import Pass, Scored, single
+from camkit.explanation import Explanation, blank_notes
+from camkit.plan import Plan
 from camkit.registry import registry
-from camkit.targets import Target, TargetFunction, class_label, parse_targets, resolve_top
+from camkit.targets import Target, TargetFunction, parse_targets
 
 if TYPE_CHECKING:
     from camkit.models import LoadedModel
     from camkit.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What one method says about one layer and one target, for a batch of images.
-
-    Attributes:
-        maps: signed maps [B, h, w], float32, on the model's device; before any ReLU. Methods of kind ``pixels`` give
-            [B, C, H, W], of kind ``concepts`` [B, k, h, w].
-        logits: the model's output [B, classes].
-        targets: the class that was explained, int64 [B].
-        scores: the target's value, [B].
-        method, options: the method's name and all of its options.
-        layer: path of the target layer; None where a method has none.
-        target: what was asked for.
-        size: height and width of the images.
-        relu: whether heatmaps show the positive part only.
-        class_names: names of the classes, if known.
-        probability: ``softmax`` or ``sigmoid``: how logits become probabilities.
-        kind: ``map``, ``pixels`` or ``concepts``.
-        notes: one sentence for each image whose map is blank or not finite; empty where all is well.
-    """
-
-    maps: Tensor
-    logits: Tensor
-    targets: Tensor
-    scores: Tensor
-    method: str
-    options: Mapping[str, Any]
-    layer: str | None
-    target: Target
-    size: tuple[int, int]
-    relu: bool = True
-    class_names: Sequence[str] | None = None
-    probability: str = "softmax"
-    kind: Kind = "map"
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-    @property
-    def heatmaps(self) -> Tensor:
-        """Heatmaps [B, H, W] at the size of the images, in [0, 1]; in [-1, 1] without ReLU."""
-        maps = self.maps if self.kind == "map" else self.maps.sum(dim=1)
-        return heatmap.heatmaps(maps, self.size, relu=self.relu)
-
-    @property
-    def probabilities(self) -> Tensor:
-        """The probability of every class, [B, classes]."""
-        logits = single(self.logits)
-        return logits.sigmoid() if self.probability == "sigmoid" or logits.shape[1] == 1 else logits.softmax(dim=1)
-
-    def class_name(self, index: int) -> str:
-        """The name of a class, or its number."""
-        return class_label(index, self.class_names)
-
-    def overlay(self, images: Any, *, colormap: str | None = None, alpha: float = 0.5) -> "np.ndarray[Any, Any]":
-        """Heatmaps drawn over pictures: uint8 [B, H, W, 3].
-
-        `images` are the pictures as the model saw them: uint8 [B, H, W, 3], or a tensor [B, 3, H, W] or [B, 1, H, W]
-        in [0, 1]. A tensor that was normalised for the model is brought to that range first.
-        """
-        from camkit import visualize
-
-        heat = self.heatmaps.detach().cpu().numpy()
-        pictures = as_pictures(images)
-        if len(pictures) != len(heat):
-            raise CamkitError(f"{len(pictures)} pictures were given for {len(heat)} explanations.")
-        return np.stack(
-            [
-                visualize.overlay(picture, one, signed=not self.relu, colormap=colormap, alpha=alpha)
-                for picture, one in zip(pictures, heat, strict=True)
-            ]
-        )
-
-    def record(self, index: int) -> dict[str, Any]:
-        """One image's result as JSON values: prediction, target and statistics of the map."""
-        probabilities = self.probabilities[index]
-        top, explained = int(probabilities.argmax()), int(self.targets[index])
-        values = self.maps[index].detach().float()
-        heat = self.heatmaps[index]
-        row, column = divmod(int(heat.argmax()), heat.shape[1])
-        return {
-            "method": self.method,
-            "options": dict(self.options),
-            "layer": self.layer,
-            "prediction": {"class": top, "name": self.class_name(top), "probability": float(probabilities[top])},
-            "target": {
-                "function": self.target.function,
-                "asked": self.target.label,
-                "class": explained,
-                "name": self.class_name(explained),
-                "probability": float(probabilities[explained]),
-                "score": float(self.scores[index]),
-            },
-            "map": {
-                "shape": list(values.shape),
-                "minimum": float(values.min()),
-                "maximum": float(values.max()),
-                "mean": float(values.mean()),
-                "positive_share": float((values > 0).float().mean()),
-                "peak": {"x": column, "y": row},
-            },
-            "relu": self.relu,
-            "note": self.notes[index] if self.notes else "",
-        }
-
-    def save(self, directory: str | Path, images: Any = None, *, stem: str = "image") -> list[Path]:
-        """Writes one PNG per image (an overlay if `images` are given, else the heatmap) and a JSON line for each.
-
-        Returns the paths of the pictures. The lines are added to ``explanations.jsonl`` in the directory.
-        """
-        from camkit import output, visualize
-
-        folder = output.directory(Path(directory))
-        if images is None:
-            height, width = self.size
-            images = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
-        paths, lines = [], []
-        for index, picture in enumerate(self.overlay(images)):
-            name = output.file_name(stem, str(index), self.method, self.layer, self.class_name(int(self.targets[index])))
-            visualize.save_png(folder / f"{name}.png", picture)
-            paths.append(folder / f"{name}.png")
-            lines.append({"picture": f"{name}.png", **self.record(index)})
-        output.append_lines(folder / "explanations.jsonl", lines)
-        return paths
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        from camkit import visualize
-
-        height, width = self.size
-        white = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
-        figures = []
-        for index, picture in enumerate(self.overlay(white)):
-            name = escape(self.class_name(int(self.targets[index])))
-            uri = visualize.data_uri(visualize.upscale(picture, max(1, math.ceil(160 / height))))
-            figures.append(f'<figure style="display:inline-block;margin:4px"><img src="{uri}" alt="{name}" '
-                           f'style="height:160px"><figcaption>{name}</figcaption></figure>')
-        caption = escape(f"{self.method} at {self.layer}")
-        return f"<div><p>{caption}</p>{''.join(figures)}</div>"
-
 
 Many = list[Explanation]
 
@@ -299,6 +154,19 @@ class Explainer:
         found = self._explain(images, methods, layers, targets, options or {}, relu)
         return found if several else found[0]
 
+    def applicable(self, images: Tensor) -> list[str]:
+        """The names of the methods that this model does not refuse, tried on these images."""
+        found = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CamkitWarning)
+            for name in registry().names("method"):
+                try:
+                    self(images, name, layer=self.layer if isinstance(self.layer, str) else None)
+                except CamkitError:
+                    continue
+                found.append(name)
+        return found
+
     def _explain(
         self,
         images: Tensor,
@@ -322,10 +190,10 @@ class Explainer:
             function: TargetFunction = registry().get("target", target.function)
             class_index = target.resolve(forward.logits)
             scored = plan.score(forward, function, class_index, target.inputs, last=t == len(targets) - 1)
-            for (m, l), raw in plan.maps(forward, scored, checks=True):
-                method, layer = plan.methods[m], plan.layers[l]
+            for (m, n), raw in plan.maps(forward, scored, checks=True):
+                method, layer = plan.methods[m], plan.layers[n]
                 maps = raw.detach().float()
-                made[m, l, t] = Explanation(
+                made[m, n, t] = Explanation(
                     maps=maps,
                     logits=forward.logits.detach(),
                     targets=class_index,
@@ -339,13 +207,17 @@ class Explainer:
                     class_names=self.class_names,
                     probability=self.probability,
                     kind=method.kind,
-                    notes=_notes(maps, method, layer, relu),
+                    notes=blank_notes(maps, method, layer, relu),
                 )
         return [made[key] for key in product(range(len(names)), range(len(layers)), range(len(targets)))]
 
     def plan(
-        self, images: Tensor, methods: Sequence[str], layers: Sequence[str | None], options: Mapping[str, Any] | None = None
-    ) -> "Plan":
+        self,
+        images: Tensor,
+        methods: Sequence[str],
+        layers: Sequence[str | None],
+        options: Mapping[str, Any] | None = None,
+    ) -> Plan:
         """Everything that is decided before the pass: adapter, layers, methods and their options."""
         require_evaluation_mode(self.module)
         resolved = self.resolve(images)
@@ -356,97 +228,38 @@ class Explainer:
             adapter=resolved.adapter,
             methods=found,
             layers=positions,
-            options=[method.signature.options(_own_options(options or {}, name, methods)) for method, name in zip(found, methods, strict=True)],
+            options=[
+                method.signature.options(_own_options(options or {}, name, methods))
+                for method, name in zip(found, methods, strict=True)
+            ],
         )
 
     def _checked(self, images: Tensor) -> Tensor:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or 0 in images.shape:
-            got = f"a {images.dtype} tensor of shape {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise CamkitError(f"Images were given as {got}; a floating-point tensor [batch, channels, height, width] is expected.")
+            got = (
+                f"a {images.dtype} tensor of shape {list(images.shape)}"
+                if isinstance(images, Tensor)
+                else type(images).__name__
+            )
+            raise CamkitError(
+                f"Images were given as {got}; a floating-point tensor [batch, channels, height, width] is expected."
+            )
         parameter = next(self.module.parameters(), None)
         if parameter is None:
             return images
         if parameter.is_inference():
-            raise CamkitError("The model was made in torch.inference_mode, where gradients do not exist; build it outside.")
+            raise CamkitError(
+                "The model was made in torch.inference_mode, where gradients do not exist; build it outside."
+            )
         if parameter.device != images.device:
-            raise CamkitError(f"The images are on {images.device}, the model is on {parameter.device}; move one to the other.")
+            raise CamkitError(
+                f"The images are on {images.device}, the model is on {parameter.device}; move one to the other."
+            )
         if parameter.dtype != images.dtype and not torch.is_autocast_enabled(images.device.type):
-            raise CamkitError(f"The images are {images.dtype}, the model is {parameter.dtype}; convert one to the other.")
+            raise CamkitError(
+                f"The images are {images.dtype}, the model is {parameter.dtype}; convert one to the other."
+            )
         return images
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One pass as it was planned; the same steps serve eager explanation, tracing, and the oracle."""
-
-    module: nn.Module
-    adapter: Adapter
-    methods: Sequence[Method]
-    layers: Sequence[Layer]
-    options: Sequence[Mapping[str, Any]]
-
-    @property
-    def cut(self) -> Cut:
-        """The model cut at the layers, each path once."""
-        unique = {layer.path: layer for layer in self.layers}
-        return Cut(self.module, list(unique.values()), self.adapter.output)
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether any method differentiates."""
-        return any(method.needs_graph for method in self.methods)
-
-    def score(
-        self,
-        forward: Forward,
-        function: TargetFunction,
-        class_index: Tensor,
-        inputs: Mapping[str, Tensor],
-        *,
-        last: bool,
-    ) -> Scored:
-        """The scores of one target, ready to be differentiated; `last` lets go of the graph after the gradient."""
-        given = {**inputs, "class_index": class_index}
-
-        def logit_gradient() -> Tensor:
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = forward.logits.detach().requires_grad_()
-                scores = function.scores(leaf, forward.output, given)
-                return torch.autograd.grad(scores.sum(), leaf)[0]
-
-        graph_quantities = {q.name for method in self.methods for q in method.quantities if q.graph}
-        with torch.inference_mode(False), torch.set_grad_enabled(self.needs_graph):
-            scores = function.scores(forward.logits, forward.output, given)
-        return Scored(forward, scores, class_index, logit_gradient, retain_graph=not last or len(graph_quantities) > 1)
-
-    def maps(self, forward: Forward, scored: Scored, *, checks: bool) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """((method, layer), result) for every method at every layer, for one target."""
-        height, width = forward.images.shape[2:]
-        classifier = self.adapter.find_classifier(self.module)
-        with torch.inference_mode(False), torch.no_grad():
-            for l, layer in enumerate(self.layers):
-                shape = forward.captured[layer.path].shape
-                layout = self.adapter.layout_of(self.module, layer, shape, (height, width))
-                this = Pass(self.module, scored, layer, layout, classifier, checks)
-                for m, method in enumerate(self.methods):
-                    yield (m, l), method.compute(this, self.options[m])
-
-
-def traceable(plan: Plan, target: TargetFunction) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``."""
-    if not all(method.traceable for method in plan.methods):
-        method = next(method for method in plan.methods if not method.traceable)
-        blocking = ", ".join(quantity.name for quantity in method.quantities if not quantity.traceable)
-        raise CamkitError(f"The method '{method.name}' cannot be exported, because {blocking} cannot be traced.")
-
-    def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        forward = plan.cut.forward(images, graph=plan.needs_graph)
-        explained = resolve_top(class_index, forward.logits)
-        scored = plan.score(forward, target, explained, {}, last=True)
-        ((_, maps),) = plan.maps(forward, scored, checks=False)
-        return forward.logits.detach(), maps.detach(), explained
-
-    return explain
 
 
 def require_evaluation_mode(module: nn.Module) -> None:
@@ -455,23 +268,6 @@ def require_evaluation_mode(module: nn.Module) -> None:
     if training is not None:
         which = f"its layer '{training}' is" if training else "it is"
         raise CamkitError(f"The model cannot be explained because {which} in training mode; call model.eval() first.")
-
-
-def as_pictures(images: Any) -> "np.ndarray[Any, Any]":
-    """Pictures uint8 [B, H, W, 3] from uint8 arrays, PIL images, or tensors [B, C, H, W]."""
-    if isinstance(images, Tensor):
-        values = images.detach().float().cpu()
-        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
-        if float(low.min()) < 0 or float(high.max()) > 1:
-            values = (values - low) / (high - low).clamp(min=1e-12)
-        values = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
-        return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    pictures = np.stack([np.asarray(image) for image in images])
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
-        raise CamkitError(
-            f"Pictures were given as {pictures.dtype} of shape {list(pictures.shape)}; uint8 [batch, height, width, 3] is expected."
-        )
-    return pictures
 
 
 def _own_options(options: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
@@ -487,29 +283,3 @@ def _own_options(options: Mapping[str, Any], name: str, names: Sequence[str]) ->
         elif method not in names:
             raise CamkitError(f"The option '{key}' is for the method '{method}', which was not asked for.")
     return own
-
-
-def _notes(maps: Tensor, method: Method, layer: Layer, relu: bool) -> tuple[str, ...]:
-    flat = maps.flatten(1)
-    finite = flat.isfinite().all(dim=1).tolist()
-    zero = (flat == 0).all(dim=1).tolist()
-    negative = (flat <= 0).all(dim=1).tolist()
-    if all(finite) and not any(zero) and not (relu and any(negative)):
-        return ()
-    notes = []
-    for index in range(len(flat)):
-        where = f"The map of image {index} by {method.name} at '{layer.path}'"
-        if not finite[index]:
-            notes.append(f"{where} is not finite: the activations or gradients overflow; try float32.")
-        elif zero[index]:
-            notes.append(
-                f"{where} is zero everywhere: the layer's positions have no influence on this class (a classifier whose "
-                f"weights are zero, or a layer behind a class token's last attention); camkit doctor shows which."
-            )
-        elif relu and negative[index]:
-            notes.append(f"{where} has no positive value, so its heatmap is blank; show the signed map (relu=False).")
-        else:
-            notes.append("")
-    for note in filter(None, notes):
-        warnings.warn(note, CamkitWarning, stacklevel=4)
-    return tuple(notes)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from camkit import output, plugin
 from camkit.errors import CamkitError, unknown
-from camkit.explain import Explainer, traceable
+from camkit.explain import Explainer
 from camkit.injection import Signature, parse_signature
+from camkit.plan import traceable
 from camkit.registry import registry
 from camkit.testing import Oracle
 
@@ -108,7 +109,10 @@ def export(
     Args:
         explainer: the model.
         path: the file; its suffix chooses the format (``.onnx``, ``.pt``).
-        method, layer, options, relu: as for an Explainer.
+        method: as for an Explainer; so are layer, options and relu.
+        layer: see method.
+        options: see method.
+        relu: see method.
         target: name of a target function; the class is an input of the graph.
         images: example images [B, C, H, W] that show the input's size; by default the preprocessing's size.
         format_options: options of the format, such as ``opset``.
@@ -146,7 +150,9 @@ def request(
         raise CamkitError(f"The method '{method}' gives {plan.methods[0].kind}, not a map, and cannot be exported.")
     function = registry().get("target", target)
     if set(function.inputs) - {"class_index"}:
-        raise CamkitError(f"The target '{target}' needs {', '.join(function.inputs)}; exported graphs take a class index only.")
+        raise CamkitError(
+            f"The target '{target}' needs {', '.join(function.inputs)}; exported graphs take a class index only."
+        )
     forward = plan.cut.forward(example, graph=plan.needs_graph)
     scored = plan.score(forward, function, forward.logits.argmax(dim=1), {}, last=True)
     list(plan.maps(forward, scored, checks=True))
@@ -173,7 +179,9 @@ def request(
             "probability": explainer.probability,
             "class_names": list(explainer.class_names) if explainer.class_names else None,
             "preprocessing": explainer.preprocessing.model_dump(mode="json") if explainer.preprocessing else None,
-            "versions": {name: _version(name) for name in ("camkit", "torch", "torchvision", "timm", "onnx", "onnxscript")},
+            "versions": {
+                name: _version(name) for name in ("camkit", "torch", "torchvision", "timm", "onnx", "onnxscript")
+            },
         },
     )
 
@@ -182,7 +190,9 @@ def _example(explainer: Explainer, images: Tensor | None) -> Tensor:
     if images is not None:
         return images
     if explainer.preprocessing is None:
-        raise CamkitError("The size of the model's input is not known; give images=... of the size that is to be served.")
+        raise CamkitError(
+            "The size of the model's input is not known; give images=... of the size that is to be served."
+        )
     channels = len(explainer.preprocessing.mean)
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, channels, *explainer.preprocessing.size, generator=generator)

@@ -75,7 +75,9 @@ def parse_signature(function: Function, owner: str, known: Mapping[str, object])
                 raise CamkitError(f"Option '{name}' of {owner} needs a default value.")
             fields[name] = (hints.get(name, Any), parameter.default)
         elif parameter.default is not parameter.empty:
-            raise CamkitError(f"Parameter '{name}' of {owner} has a default: options are keyword-only, write '*' first.")
+            raise CamkitError(
+                f"Parameter '{name}' of {owner} has a default: options are keyword-only, write '*' first."
+            )
         else:
             asks.append(_checked(name, owner, hints, known))
     model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)

@@ -63,8 +63,8 @@ class Tokens(Layout):
 
     def to_maps(self, output: Tensor) -> Tensor:
         """The patch tokens as [B, K, h, w]."""
-        patches = output[:, self.prefix :]
-        return patches.transpose(1, 2).unflatten(2, self.grid)
+        patches = output[:, self.prefix :].transpose(1, 2)
+        return patches.reshape(*patches.shape[:2], *self.grid)
 
     def from_maps(self, maps: Tensor, original: Tensor) -> Tensor:
         """The maps as patch tokens behind the prefix tokens of `original`."""
@@ -98,7 +98,9 @@ def resolve_layout(
             f"The output of the target layer has shape {list(shape)}, which is not a map in the layout {kind}; "
             f"choose a layer that still has spatial positions (camkit doctor shows them)."
         )
-    layout: Layout = NHWC() if kind == "NHWC" or (kind == "auto" and _channels_last(shape, image_size, channels)) else NCHW()
+    layout: Layout = (
+        NHWC() if kind == "NHWC" or (kind == "auto" and _channels_last(shape, image_size, channels)) else NCHW()
+    )
     height, width = shape[1:3] if isinstance(layout, NHWC) else shape[2:4]
     if height * width == 1:
         raise CamkitError("The target layer gives 1x1 maps, which show no place; choose a layer before the pooling.")

@@ -138,7 +138,7 @@ def load_model(
     used = "none" if str(weights) == "none" else "default"
     if checkpoint is not None:
         used = Path(weights).name
-        fitted = fit(checkpoint, built.module, file=f"'{used}'", model=f"'{spec}'")
+        fitted = fit(checkpoint, built.module, file=f"checkpoint '{used}'", model=f"'{spec}'")
         if fitted.classes is not None:
             if num_classes is not None:
                 raise CamkitError(f"The checkpoint '{used}' has {fitted.classes} classes, not {num_classes}.")

@@ -23,7 +23,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from camkit.hookspecs import hookimpl as hookimpl
 
 Marked = TypeVar("Marked", bound=Callable[..., Any])
 Norm = Literal["linf", "l2", "l0", "patch", "smallest"]
@@ -134,13 +137,14 @@ def exporter(name: str, *, suffix: str) -> Callable[[Marked], Marked]:
 
 
 def collect(package: str, kind: str) -> list[Any]:
-    """The objects marked with `kind` in a module, or in a package and all of its modules, in order of their names.
+    """The objects marked with `kind` in a module, or in a package and its modules, in order of their names.
 
-    Only objects defined there are returned, so importing a neighbour's function does not register it twice.
+    Packages inside the package are not entered, so that what is heavy can live there. Only objects defined in the
+    modules are returned, so importing a neighbour's function does not register it twice.
     """
     root = sys.modules.get(package) or importlib.import_module(package)
     modules = [root]
-    for info in pkgutil.walk_packages(getattr(root, "__path__", ()), prefix=f"{package}."):
+    for info in pkgutil.iter_modules(getattr(root, "__path__", ()), prefix=f"{package}."):
         modules.append(importlib.import_module(info.name))
     found = []
     for module in modules:

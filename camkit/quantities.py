@@ -36,7 +36,9 @@ class Quantity:
         """Reads a marked function; its return annotation is the quantity's type."""
         hints = get_type_hints(function)
         if "return" not in hints:
-            raise CamkitError(f"The quantity '{mark.name}' has no return annotation, which is the type that methods write.")
+            raise CamkitError(
+                f"The quantity '{mark.name}' has no return annotation, which is the type that methods write."
+            )
         return cls(mark.name, function, hints["return"], mark.facts["traceable"], mark.facts["graph"])
 
 
@@ -136,8 +138,10 @@ def classifier_weights(this: Pass) -> Tensor:
     """
     classifier, forward = this.classifier, this.scored.forward
     features = activations(this)
-    if not isinstance(classifier, nn.Linear) or classifier.in_features != features.shape[1] or (
-        this.checks and not _is_pooled_linear(classifier, features, forward.logits)
+    if (
+        not isinstance(classifier, nn.Linear)
+        or classifier.in_features != features.shape[1]
+        or (this.checks and not _is_pooled_linear(classifier, features, forward.logits))
     ):
         raise CamkitError(
             f"CAM needs a model whose logits are one linear layer on the global average of the target layer's "

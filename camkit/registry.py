@@ -107,7 +107,9 @@ class Registry:
     def items(self, kind: str) -> list[Item]:
         """Every item of a kind, broken ones too, first-party items first, in order of name."""
         unique = {item.qualified: item for item in self._items[kind].values()}
-        return sorted(unique.values(), key=lambda item: (item.distribution != FIRST_PARTY, item.distribution, item.name))
+        return sorted(
+            unique.values(), key=lambda item: (item.distribution != FIRST_PARTY, item.distribution, item.name)
+        )
 
     def names(self, kind: str) -> list[str]:
         """The bare names of the items of a kind that work."""
@@ -126,7 +128,9 @@ class Registry:
         return tuple(_PARSERS)
 
     def _load(self) -> Iterator[tuple[EntryPoint, Any]]:
-        for entry in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e) != FIRST_PARTY, _distribution(e))):
+        for entry in sorted(
+            entry_points(group=GROUP), key=lambda e: (_distribution(e) != FIRST_PARTY, _distribution(e))
+        ):
             distribution = _distribution(entry)
             if distribution != FIRST_PARTY and self.selected is not None and distribution not in self.selected:
                 continue

@@ -10,8 +10,8 @@ from camkit.errors import CamkitError, unknown
 def load(path: str | Path) -> Any:
     """A session for an exported file: ``session(images, classes)`` on numpy arrays.
 
-    The engine comes from the entry-point group ``camkit.engines``, whose names are file suffixes. For ``.onnx`` it needs
-    numpy and onnxruntime only.
+    The engine comes from the entry-point group ``camkit.engines``, whose names are file suffixes. For ``.onnx`` it
+    needs numpy and onnxruntime only.
 
     Raises:
         CamkitError: there is no such file, no engine for its suffix, or the engine's runtime is not installed.

@@ -87,7 +87,7 @@ def render_summary(walk: Walk) -> Group:
     table.add_column("Parameters", justify="right", no_wrap=True)
     table.add_column("Running total", justify="right", no_wrap=True)
     for record, row in zip(walk.layers, summary_rows(walk), strict=True):
-        own = f"{row.parameters:,}" if row.parameters else "–"
+        own = f"{row.parameters:,}" if row.parameters else "-"
         table.add_row(_layer(record), Text(row.output), own, f"{row.running_total:,}")
     return Group(table, _totals(summary_totals(walk), walk.input_shape))
 
@@ -114,7 +114,7 @@ def _totals(totals: SummaryTotals, input_shape: tuple[int, ...]) -> Table:
         ("", ""),
         (f"Input size (MB), {' x '.join(map(str, input_shape))}", f"{totals.input_mb:,.2f}"),
         ("Forward/backward pass size (MB)", f"{totals.passes_mb:,.2f}"),
-        ("Params size (MB)", f"{totals.parameters_mb:,.2f}"),
+        ("Parameters size (MB)", f"{totals.parameters_mb:,.2f}"),
         ("Estimated total size (MB)", f"{totals.total_mb:,.2f}"),
     )
     for name, figure in lines:

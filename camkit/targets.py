@@ -49,7 +49,9 @@ class TargetFunction:
         scores = self.function(*(available[name] for name in self.signature.asks))
         if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
             got = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise CamkitError(f"The target '{self.name}' returned {got}, but one score per image is expected: [{len(logits)}].")
+            raise CamkitError(
+                f"The target '{self.name}' returned {got}, but one score per image is expected: [{len(logits)}]."
+            )
         return scores
 
 
@@ -123,7 +125,9 @@ def parse_targets(given: Any, class_names: Sequence[str] | None, functions: Sequ
     if isinstance(given, Tensor):
         return [Target(class_index=given, label="given")], False
     if isinstance(given, bool) or not isinstance(given, int | str):
-        raise CamkitError(f"A target was given as {given!r}; a class index, a class name, 'top', 'top-3' or 'last' is expected.")
+        raise CamkitError(
+            f"A target was given as {given!r}; a class index, a class name, 'top', 'top-3' or 'last' is expected."
+        )
     if isinstance(given, int):
         return [Target(class_index=given, label=class_label(given, class_names))], False
     return _parse_text(given.strip(), class_names, functions)
@@ -155,5 +159,9 @@ def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequenc
         # ImageNet's names are lists of synonyms, "tabby, tabby cat"
         if text.lower() in (name.lower(), *(synonym.strip().lower() for synonym in name.split(","))):
             return [Target(class_index=index, label=name)], False
-    hint = "give its number." if names else "the model's class names are not known, give the class's number or a labels file."
+    hint = (
+        "give its number."
+        if names
+        else "the model's class names are not known, give the class's number or a labels file."
+    )
     raise unknown("class", text, names, hint)

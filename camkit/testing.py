@@ -1,8 +1,8 @@
-"""What authors of plugins and adapters test with: the float64 oracle, when two results are equal, and a conformance kit.
+"""What authors of plugins and adapters test with: the float64 oracle, when results are equal, a conformance kit.
 
 The oracle computes an explanation without anything that could be wrong in the engine: a deep copy of the model in
-float64, plain hooks, full autograd through the whole model, no cut. Only the method's own function is shared, so it works
-for any plugin; whether a formula is right is another question, for hand-computed values.
+float64, plain hooks, full autograd through the whole model, no cut. Only the method's own function is shared, so it
+works for any plugin; whether a formula is right is another question, for hand-computed values.
 """
 
 import copy
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from camkit import heatmap
 from camkit.cut import Forward, select_logits
 from camkit.errors import CamkitError
-from camkit.explain import Explainer, Plan
+from camkit.explain import Explainer
+from camkit.plan import Plan
 from camkit.registry import registry
 
 HALF_TOLERANCE = 2e-2
@@ -47,7 +48,9 @@ class Oracle:
     ) -> None:
         twin = copy.copy(explainer)
         twin.module = copy.deepcopy(explainer.module).double()
-        self.plan: Plan = twin.plan(images.double(), [method], [layer if layer is not None else _first(explainer.layer)], options)
+        self.plan: Plan = twin.plan(
+            images.double(), [method], [layer if layer is not None else _first(explainer.layer)], options
+        )
         self.target = registry().get("target", target)
 
     def __call__(self, images: Tensor, class_index: Tensor) -> Reference:
@@ -78,14 +81,14 @@ class Oracle:
 
 
 def relative_error(found: Tensor, reference: Tensor) -> Tensor:
-    """max |found - reference| / max |reference| for each image, [B]; infinite where `found` is not finite."""
+    """Max |found - reference| / max |reference| for each image, [B]; infinite where `found` is not finite."""
     difference = (found.double() - reference.double()).flatten(1).abs().amax(dim=1)
     error = difference / reference.double().flatten(1).abs().amax(dim=1)
     return torch.where(error.isnan(), torch.full_like(error, torch.inf), error)
 
 
 def tolerance(eager_error: float, dtype: torch.dtype = torch.float32) -> float:
-    """How far a float32 result may be from the oracle, given how far eager PyTorch is: 10 times that, within [1e-4, 1e-3]."""
+    """How far a result may be from the oracle: 10 times what eager float32 is, within [1e-4, 1e-3]; 2e-2 for half."""
     return HALF_TOLERANCE if dtype in (torch.float16, torch.bfloat16) else min(1e-3, max(1e-4, 10 * eager_error))
 
 
@@ -104,7 +107,9 @@ def assert_informative(reference: Reference, size: tuple[int, int]) -> None:
         flat = values.flatten(1)
         spread = flat.amax(dim=1) - flat.amin(dim=1)
         if bool((spread <= 1e-9 * flat.abs().amax(dim=1)).any()):
-            raise AssertionError(f"The reference {name} is constant for some image, so comparing with it proves nothing.")
+            raise AssertionError(
+                f"The reference {name} is constant for some image, so comparing with it proves nothing."
+            )
 
 
 def assert_agrees(
@@ -122,7 +127,9 @@ def assert_agrees(
     for name, found, expected in (("logits", logits, reference.logits), ("map", maps, reference.maps)):
         worst = float(relative_error(found.cpu(), expected.cpu()).max())
         if not worst <= allowed:
-            raise AssertionError(f"The {name} differ from the oracle by {worst:.2e} of their largest value; {allowed:.0e} is allowed.")
+            raise AssertionError(
+                f"The {name} differ from the oracle by {worst:.2e} of their largest value; {allowed:.0e} is allowed."
+            )
     found_heat = heatmap.heatmaps(maps.double().cpu(), size, relu=relu)
     expected_heat = heatmap.heatmaps(reference.maps.cpu(), size, relu=relu)
     shown = expected_heat.flatten(1).abs().amax(dim=1) > 0
@@ -131,7 +138,9 @@ def assert_agrees(
         raise AssertionError(f"The heatmap differs from the oracle by {worst:.2e}; {heatmap_allowed:.0e} is allowed.")
 
 
-def check_method(explainer: Explainer, images: Tensor, method: str, *, layer: str | None = None, class_index: int = 0) -> None:
+def check_method(
+    explainer: Explainer, images: Tensor, method: str, *, layer: str | None = None, class_index: int = 0
+) -> None:
     """The conformance kit for a method: run it in a test of your plugin, on any model that it supports.
 
     It demands that the method gives finite signed maps of the right shape, treats each image of a batch by itself,

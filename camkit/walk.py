@@ -1,4 +1,4 @@
-"""One walk over a model's layers: what each gives, how often it runs, and how much of the class score's gradient it sees.
+"""One walk over a model's layers: what each gives, how often it runs, and how much of the gradient it sees.
 
 The summary, the doctor and the choice of a layer are views of this one walk.
 """
@@ -111,7 +111,9 @@ def walk(module: nn.Module, images: Tensor, *, gradients: bool = False, class_in
         stack.enter_context(_uncompiled(module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        watch = stack.enter_context(_Watch(module, tracks, tuple(images.shape), gradients))
+        watch = _Watch(tracks, tuple(images.shape), gradients)
+        stack.callback(watch.detach)
+        watch.attach(module)
         # a leaf that requires a gradient cannot be changed in place, which a first layer may want to do
         leaf = images.detach().clone().requires_grad_(gradients)
         try:
@@ -139,7 +141,7 @@ class _Track:
     calls: int = 0
     started: int = -1
     shape: tuple[int, ...] | None = None
-    output: str = "–"
+    output: str = "-"
     output_bytes: int = 0
     layout: Layout = "none"
     grid: tuple[int, int] | None = None
@@ -157,7 +159,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _original(module: nn.Module) -> nn.Module | None:
-    """What torch.compile wrapped, by its attribute: the wrapper's class lives in a module that takes seconds to load."""
+    """What torch.compile wrapped, by its attribute: the wrapper's class is in a module that takes seconds to load."""
     original = getattr(module, "_orig_mod", None)
     return original if isinstance(original, nn.Module) else None
 
@@ -165,7 +167,7 @@ def _original(module: nn.Module) -> nn.Module | None:
 def _check(module: nn.Module, images: Tensor, gradients: bool) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise CamkitError(f"A walk needs images [batch, channels, height, width], not {_in_words(images)}.")
-    if isinstance(module, torch.jit.ScriptModule):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise CamkitError("The layers of a scripted model cannot be watched; give the model that was scripted.")
     if any(is_lazy(parameter) for parameter in module.parameters()):
         raise CamkitError("The model has layers without a size yet; run it once on an image first.")
@@ -199,14 +201,13 @@ def _uncompiled(module: nn.Module) -> Iterator[None]:
 
 
 class _Watch:
-    """Hooks on every module of a model that fill one track each; within `with`, and gone after it."""
+    """Hooks on every module of a model that fill one track each."""
 
-    def __init__(self, module: nn.Module, tracks: dict[str, _Track], image_shape: tuple[int, ...], gradients: bool):
+    def __init__(self, tracks: dict[str, _Track], image_shape: tuple[int, ...], gradients: bool):
         self.running: list[str] = []
         """The modules that run just now, outermost first."""
         self.forward = True
         """Until the backward pass, in which checkpointed modules run again without that being a call of theirs."""
-        self._module = module
         self._tracks = tracks
         self._image_shape = image_shape
         self._gradients = gradients
@@ -215,13 +216,12 @@ class _Watch:
         self._grids: list[tuple[int, int]] = []
         self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> "_Watch":
-        for path, part in self._module.named_modules():
+    def attach(self, module: nn.Module) -> None:
+        for path, part in module.named_modules():
             self._handles.append(part.register_forward_pre_hook(partial(self._before, path)))
             self._handles.append(part.register_forward_hook(partial(self._after, path)))
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
 
@@ -262,7 +262,7 @@ class _Watch:
         track.layout, track.grid, track.prefix = _guess_layout(track.shape, self._image_shape, self._grids)
         if track.layout in ("NCHW", "NHWC") and track.grid and track.grid != (1, 1):
             self._grids.append(track.grid)
-        if first.is_floating_point() and first.numel():
+        if first.is_floating_point() and first.numel() and not first.is_meta:
             track.peak_activation = float(first.detach().abs().amax())
 
 

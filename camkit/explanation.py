@@ -1,0 +1,211 @@
+"""The Explanation: what one method says about one layer and one target, for a batch of images."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from camkit import heatmap
+from camkit.cut import Layer
+from camkit.errors import CamkitError, CamkitWarning
+from camkit.methods import Kind, Method
+from camkit.quantities import single
+from camkit.targets import Target, class_label
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one method says about one layer and one target, for a batch of images.
+
+    Attributes:
+        maps: signed maps [B, h, w], float32, on the model's device; before any ReLU. Methods of kind ``pixels`` give
+            [B, C, H, W], of kind ``concepts`` [B, k, h, w].
+        logits: the model's output [B, classes].
+        targets: the class that was explained, int64 [B].
+        scores: the target's value, [B].
+        method, options: the method's name and all of its options.
+        layer: path of the target layer; None where a method has none.
+        target: what was asked for.
+        size: height and width of the images.
+        relu: whether heatmaps show the positive part only.
+        class_names: names of the classes, if known.
+        probability: ``softmax`` or ``sigmoid``: how logits become probabilities.
+        kind: ``map``, ``pixels`` or ``concepts``.
+        notes: one sentence for each image whose map is blank or not finite; empty where all is well.
+    """
+
+    maps: Tensor
+    logits: Tensor
+    targets: Tensor
+    scores: Tensor
+    method: str
+    options: Mapping[str, Any]
+    layer: str | None
+    target: Target
+    size: tuple[int, int]
+    relu: bool = True
+    class_names: Sequence[str] | None = None
+    probability: str = "softmax"
+    kind: Kind = "map"
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def heatmaps(self) -> Tensor:
+        """Heatmaps [B, H, W] at the size of the images, in [0, 1]; in [-1, 1] without ReLU."""
+        maps = self.maps if self.kind == "map" else self.maps.sum(dim=1)
+        return heatmap.heatmaps(maps, self.size, relu=self.relu)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The probability of every class, [B, classes]."""
+        logits = single(self.logits)
+        return logits.sigmoid() if self.probability == "sigmoid" or logits.shape[1] == 1 else logits.softmax(dim=1)
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return class_label(index, self.class_names)
+
+    def overlay(self, images: Any, *, colormap: str | None = None, alpha: float = 0.5) -> "np.ndarray[Any, Any]":
+        """Heatmaps drawn over pictures: uint8 [B, H, W, 3].
+
+        `images` are the pictures as the model saw them: uint8 [B, H, W, 3], or a tensor [B, 3, H, W] or [B, 1, H, W]
+        in [0, 1]. A tensor that was normalised for the model is brought to that range first.
+        """
+        from camkit import visualize
+
+        heat = self.heatmaps.detach().cpu().numpy()
+        pictures = as_pictures(images)
+        if len(pictures) != len(heat):
+            raise CamkitError(f"{len(pictures)} pictures were given for {len(heat)} explanations.")
+        return np.stack(
+            [
+                visualize.overlay(picture, one, signed=not self.relu, colormap=colormap, alpha=alpha)
+                for picture, one in zip(pictures, heat, strict=True)
+            ]
+        )
+
+    def record(self, index: int) -> dict[str, Any]:
+        """One image's result as JSON values: prediction, target and statistics of the map."""
+        probabilities = self.probabilities[index]
+        top, explained = int(probabilities.argmax()), int(self.targets[index])
+        values = self.maps[index].detach().float()
+        heat = self.heatmaps[index]
+        row, column = divmod(int(heat.argmax()), heat.shape[1])
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "layer": self.layer,
+            "prediction": {"class": top, "name": self.class_name(top), "probability": float(probabilities[top])},
+            "target": {
+                "function": self.target.function,
+                "asked": self.target.label,
+                "class": explained,
+                "name": self.class_name(explained),
+                "probability": float(probabilities[explained]),
+                "score": float(self.scores[index]),
+            },
+            "map": {
+                "shape": list(values.shape),
+                "minimum": float(values.min()),
+                "maximum": float(values.max()),
+                "mean": float(values.mean()),
+                "positive_share": float((values > 0).float().mean()),
+                "peak": {"x": column, "y": row},
+            },
+            "relu": self.relu,
+            "note": self.notes[index] if self.notes else "",
+        }
+
+    def save(self, directory: str | Path, images: Any = None, *, stem: str = "image") -> list[Path]:
+        """Writes one PNG per image (an overlay if `images` are given, else the heatmap) and a JSON line for each.
+
+        Returns the paths of the pictures. The lines are added to ``explanations.jsonl`` in the directory.
+        """
+        from camkit import output, visualize
+
+        folder = output.directory(Path(directory))
+        if images is None:
+            height, width = self.size
+            images = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
+        paths, lines = [], []
+        for index, picture in enumerate(self.overlay(images)):
+            name = output.file_name(
+                stem, str(index), self.method, self.layer, self.class_name(int(self.targets[index]))
+            )
+            visualize.save_png(folder / f"{name}.png", picture)
+            paths.append(folder / f"{name}.png")
+            lines.append({"picture": f"{name}.png", **self.record(index)})
+        output.append_lines(folder / "explanations.jsonl", lines)
+        return paths
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from camkit import visualize
+
+        height, width = self.size
+        white = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
+        figures = []
+        for index, picture in enumerate(self.overlay(white)):
+            name = escape(self.class_name(int(self.targets[index])))
+            uri = visualize.data_uri(visualize.upscale(picture, max(1, math.ceil(160 / height))))
+            figures.append(
+                f'<figure style="display:inline-block;margin:4px"><img src="{uri}" alt="{name}" '
+                f'style="height:160px"><figcaption>{name}</figcaption></figure>'
+            )
+        caption = escape(f"{self.method} at {self.layer}")
+        return f"<div><p>{caption}</p>{''.join(figures)}</div>"
+
+
+def as_pictures(images: Any) -> "np.ndarray[Any, Any]":
+    """Pictures uint8 [B, H, W, 3] from uint8 arrays, PIL images, or tensors [B, C, H, W]."""
+    if isinstance(images, Tensor):
+        values = images.detach().float().cpu()
+        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+        if float(low.min()) < 0 or float(high.max()) > 1:
+            values = (values - low) / (high - low).clamp(min=1e-12)
+        values = values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
+        return (values * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pictures = np.stack([np.asarray(image) for image in images])
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise CamkitError(
+            f"Pictures were given as {pictures.dtype} of shape {list(pictures.shape)}; "
+            f"uint8 [batch, height, width, 3] is expected."
+        )
+    return pictures
+
+
+def blank_notes(maps: Tensor, method: Method, layer: Layer, relu: bool) -> tuple[str, ...]:
+    """Warns of maps that are blank or not finite, and returns one sentence for each image; empty where all is well."""
+    flat = maps.flatten(1)
+    finite = flat.isfinite().all(dim=1)
+    zero = (flat == 0).all(dim=1)
+    negative = (flat <= 0).all(dim=1) & relu
+    if bool((finite & ~zero & ~negative).all()):
+        return ()
+    causes = [
+        _BLANK["infinite" if not finite[i] else "zero" if zero[i] else "negative"]
+        if not finite[i] or zero[i] or negative[i]
+        else ""
+        for i in range(len(flat))
+    ]
+    for cause in dict.fromkeys(filter(None, causes)):
+        affected = [str(index) for index, own in enumerate(causes) if own == cause]
+        which = f"image {affected[0]}" if len(affected) == 1 else f"images {', '.join(affected)}"
+        warnings.warn(f"The map by {method.name} at '{layer.path}' of {which} {cause}", CamkitWarning, stacklevel=5)
+    return tuple(f"The map {cause}" if cause else "" for cause in causes)
+
+
+_BLANK = {
+    "infinite": "is not finite: activations or gradients overflow; try float32.",
+    "zero": "is zero everywhere: the layer's positions have no influence on this class (a classifier whose weights are "
+    "zero, or a layer behind a class token's last attention); camkit doctor shows which.",
+    "negative": "has no positive value, so its heatmap is blank: nothing there speaks for this class; show the signed "
+    "map (relu=False).",
+}
