@@ -99,6 +99,7 @@ class AttackResult:
     distance: Tensor
 
 
+@torch.inference_mode(False)
 def attack(
     explainer: Explainer,
     images: Tensor,
@@ -128,7 +129,7 @@ def attack(
             f"Epsilon was {epsilon}; a positive number of pixel units is expected, such as 8/255 = 0.031."
         )
     chosen = found.signature.options(options)
-    targets, several = parse_targets(target, explainer.class_names, registry().names("target"))
+    targets, several = parse_targets(target, explainer.class_names, registry().names("target", qualified=True))
     if several:
         raise CamkitError("An attack is made against one label per image; give one target.")
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Why a map would be blank: what each layer of one walk lacks for an explanation, in plain sentences."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,17 +15,16 @@ from camkit.walk import LayerRecord, Walk
 Problem = Literal[
     "training mode",
     "never runs",
-    "runs more than once",
+    "runs often",
     "no tensor",
     "not finite",
     "no positions",
     "one position",
     "all zero",
     "no gradient",
-    "no gradient on positions",
-    "gradient on few positions",
+    "prefix only",
+    "sparse",
 ]
-
 
 # below this share of positions, a map has more holes than map
 _FEW_POSITIONS = 0.5
@@ -33,7 +32,7 @@ _FEW_POSITIONS = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know before a map is taken at a layer; `path` is empty where it is about the model as a whole.
+    """What to know before a map is taken at a layer; `path` is empty where it is about the model as a whole.
 
     `blank` says whether a map there would be blank or impossible; other findings are worth knowing only.
     """
@@ -45,14 +44,15 @@ class Finding:
 
 
 def diagnose(walk: Walk) -> list[Finding]:
-    """What speaks against a map, about the whole model first and then layer by layer in the order of the walk.
+    """What speaks against a map: about the whole model first and then layer by layer in the order of the walk.
 
-    A layer without a finding is fit for a map. Gradients are judged only if the walk took them.
+    A layer has one finding at most; one without any is fit for a map. Gradients are judged only if the walk took them.
     """
     findings = _of_model(walk)
     for record in walk.layers:
-        if record.path:
-            findings += _of_layer(record, walk)
+        reason = _reason(record, walk) if record.path else None
+        if reason:
+            findings.append(reason)
     return findings
 
 
@@ -62,14 +62,12 @@ def render_doctor(walk: Walk, chosen: str | None = None) -> RenderableType:
     Raises `CamkitError` where there is no such layer.
     """
     findings = diagnose(walk)
-    by_path: dict[str, list[Finding]] = {}
-    for finding in findings:
-        by_path.setdefault(finding.path, []).append(finding)
-    below: list[RenderableType] = [_reasons([finding for finding in findings if finding.path])]
-    below += [Text(finding.sentence, style="red") for finding in by_path.get("", [])]
+    of_layers = {finding.path: finding for finding in findings if finding.path}
+    below: list[RenderableType] = [_reasons(of_layers.values())]
+    below += [Text(finding.sentence, style="red") for finding in findings if not finding.path]
     if chosen is not None:
-        below.append(_verdict(walk.layer(chosen), by_path.get(chosen, [])))
-    return Group(_layers(walk, by_path, chosen), *below)
+        below.append(_verdict(walk.layer(chosen), of_layers.get(chosen)))
+    return Group(_layers(walk, of_layers, chosen), *below)
 
 
 def _of_model(walk: Walk) -> list[Finding]:
@@ -93,20 +91,8 @@ def _of_model(walk: Walk) -> list[Finding]:
     return findings
 
 
-def _of_layer(record: LayerRecord, walk: Walk) -> list[Finding]:
-    findings = []
-    if record.calls > 1:
-        times = "twice" if record.calls == 2 else f"{record.calls} times"
-        sentence = f"Runs {times}; its last run is shown."
-        findings.append(Finding(record.path, "runs more than once", sentence, blank=False))
-    reason = _reason(record, walk)
-    if reason:
-        findings.append(reason)
-    return findings
-
-
 def _reason(record: LayerRecord, walk: Walk) -> Finding | None:
-    """The first reason for a blank map; those that would come after it only follow from it."""
+    """The first reason for a blank map or none at all; those that would come after it only follow from it."""
 
     def found(problem: Problem, sentence: str, *, blank: bool = True) -> Finding:
         return Finding(record.path, problem, sentence, blank)
@@ -115,6 +101,9 @@ def _reason(record: LayerRecord, walk: Walk) -> Finding | None:
     peaks = (record.peak_activation or 0.0, record.peak_gradient or 0.0)
     if record.calls == 0:
         return found("never runs", _never_runs(record, walk))
+    if record.calls > 1:
+        times = "twice" if record.calls == 2 else f"{record.calls} times"
+        return found("runs often", f"Runs {times}, so its activations are ambiguous; its last run is shown.")
     if record.shape is None:
         return found("no tensor", f"Gives no tensor but {record.output}.")
     if not all(map(math.isfinite, peaks)):
@@ -130,9 +119,9 @@ def _reason(record: LayerRecord, walk: Walk) -> Finding | None:
     if record.peak_gradient == 0:
         return found("no gradient", "Its gradient is zero everywhere.")
     if record.gradient_share == 0:
-        return found("no gradient on positions", _only_prefix(record, walk))
+        return found("prefix only", _only_prefix(record, walk))
     few = f"Only {_percent(record.gradient_share)} of its positions have a gradient."
-    return found("gradient on few positions", few, blank=False)
+    return found("sparse", few, blank=False)
 
 
 def _never_runs(record: LayerRecord, walk: Walk) -> str:
@@ -161,30 +150,30 @@ def _percent(share: float) -> str:
     return "< 1 %" if 0 < share < 0.01 else f"{math.floor(100 * share)} %"
 
 
-def _layers(walk: Walk, by_path: Mapping[str, Sequence[Finding]], chosen: str | None) -> Table:
-    """One line per layer, with the names of its problems."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _layers(walk: Walk, findings: Mapping[str, Finding], chosen: str | None) -> Table:
+    """One line per layer, with the name of its problem."""
+    # narrow enough for the 80 columns of a pipe: only paths and shapes may need a second line
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("Layer", overflow="fold")
-    table.add_column("Output", overflow="fold", min_width=17)
+    table.add_column("Output", overflow="fold")
     table.add_column("Layout", no_wrap=True)
     if walk.gradients:
-        table.add_column("Gradient on", justify="right", no_wrap=True)
-        table.add_column("Largest", justify="right", no_wrap=True)
+        table.add_column("Gradient", justify="right", no_wrap=True)
     table.add_column("A map here", no_wrap=True)
     for record in walk.layers:
         if not record.path:
             continue
         marked = record.path == chosen
         cells = [Text(("> " if marked else "") + record.path), Text(record.output), Text(_layout(record))]
-        if record.gradient_share is not None and record.peak_gradient is not None:
-            ran = record.calls > 0
-            cells.append(Text(_percent(record.gradient_share) if ran else "-"))
-            cells.append(Text(f"{record.peak_gradient:.1e}" if ran else "-"))
-        table.add_row(*cells, _problems(by_path.get(record.path, [])), style="bold" if marked else "")
+        if record.gradient_share is not None:
+            cells.append(Text(_percent(record.gradient_share) if record.calls else "-"))
+        finding = findings.get(record.path)
+        cells.append(Text(finding.problem, style=_style(finding)) if finding else Text("fit", style="green"))
+        table.add_row(*cells, style="bold" if marked else "")
     return table
 
 
-def _reasons(findings: Sequence[Finding]) -> Table:
+def _reasons(findings: Iterable[Finding]) -> Table:
     """What each problem means, by the first layer that has it, and how many more there are."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -199,12 +188,15 @@ def _reasons(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _verdict(record: LayerRecord, findings: Sequence[Finding]) -> Text:
+def _verdict(record: LayerRecord, finding: Finding | None) -> Text:
     text = Text(f"\n'{record.path}' ({record.class_name}, {record.output}, {_layout(record)}): ", style="bold")
-    if not any(finding.blank for finding in findings):
-        text.append("Fit for a map. ", style="green")
-    for finding in findings:
-        text.append(finding.sentence + " ", style=_style(finding))
+    if finding:
+        text.append(finding.sentence, style=_style(finding))
+    else:
+        text.append("Fit for a map.", style="green")
+    if record.grid and record.gradient_share:
+        where = f"{_percent(record.gradient_share)} of its positions"
+        text.append(f" It has a gradient on {where}, at most {record.peak_gradient:.1e}.")
     return text
 
 
@@ -213,12 +205,6 @@ def _layout(record: LayerRecord) -> str:
         return "-"
     prefix = f"{record.prefix}+" if record.prefix else ""
     return f"{record.layout} {prefix}{record.grid[0]}x{record.grid[1]}"
-
-
-def _problems(findings: Sequence[Finding]) -> Text:
-    if not findings:
-        return Text("fit", style="green")
-    return Text(", ").join(Text(finding.problem, style=_style(finding)) for finding in findings)
 
 
 def _style(finding: Finding) -> str:

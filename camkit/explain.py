@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from camkit import cut
 from camkit.adapter import Adapter, Resolved, find_adapter
 from camkit.errors import CamkitError, CamkitWarning
-from camkit.explanation import Explanation, blank_notes
+from camkit.explanation import Explanation, warn_of_blanks
 from camkit.plan import Plan
 from camkit.registry import registry
 from camkit.targets import Target, TargetFunction, parse_targets
@@ -147,7 +147,7 @@ class Explainer:
         methods = [method] if isinstance(method, str) else list(method)
         chosen = layer if layer is not None else self.layer
         layers: list[str | None] = [chosen] if chosen is None or isinstance(chosen, str) else list(chosen)
-        targets, several = parse_targets(target, self.class_names, registry().names("target"))
+        targets, several = parse_targets(target, self.class_names, registry().names("target", qualified=True))
         several = several or not isinstance(method, str) or not (chosen is None or isinstance(chosen, str))
         if not methods or not layers:
             raise CamkitError("At least one method and one layer are needed.")
@@ -167,6 +167,7 @@ class Explainer:
                 found.append(name)
         return found
 
+    @torch.inference_mode(False)
     def _explain(
         self,
         images: Tensor,
@@ -207,8 +208,8 @@ class Explainer:
                     class_names=self.class_names,
                     probability=self.probability,
                     kind=method.kind,
-                    notes=blank_notes(maps, method, layer, relu),
                 )
+                warn_of_blanks(made[m, n, t])
         return [made[key] for key in product(range(len(names)), range(len(layers)), range(len(targets)))]
 
     def plan(

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import torch
 from torch import Tensor
 
 from camkit import heatmap
-from camkit.cut import Layer
 from camkit.errors import CamkitError, CamkitWarning
-from camkit.methods import Kind, Method
+from camkit.methods import Kind
 from camkit.quantities import single
 from camkit.targets import Target, class_label
 
@@ -37,7 +37,6 @@ class Explanation:
         class_names: names of the classes, if known.
         probability: ``softmax`` or ``sigmoid``: how logits become probabilities.
         kind: ``map``, ``pixels`` or ``concepts``.
-        notes: one sentence for each image whose map is blank or not finite; empty where all is well.
     """
 
     maps: Tensor
@@ -53,13 +52,25 @@ class Explanation:
     class_names: Sequence[str] | None = None
     probability: str = "softmax"
     kind: Kind = "map"
-    notes: tuple[str, ...] = field(default_factory=tuple)
 
-    @property
+    @cached_property
     def heatmaps(self) -> Tensor:
         """Heatmaps [B, H, W] at the size of the images, in [0, 1]; in [-1, 1] without ReLU."""
         maps = self.maps if self.kind == "map" else self.maps.sum(dim=1)
         return heatmap.heatmaps(maps, self.size, relu=self.relu)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For each image whose heatmap is blank or not finite one sentence with the likely cause, else ``""``."""
+        flat = self.maps.flatten(1)
+        finite, zero = flat.isfinite().all(dim=1), (flat == 0).all(dim=1)
+        negative = (flat <= 0).all(dim=1) & self.relu
+        if bool((finite & ~zero & ~negative).all()):
+            return ("",) * len(flat)
+        causes = ("infinite", ~finite), ("zero", zero), ("negative", negative & ~zero)
+        return tuple(
+            next((_BLANK[cause] for cause, affected in causes if affected[index]), "") for index in range(len(flat))
+        )
 
     @property
     def probabilities(self) -> Tensor:
@@ -71,7 +82,7 @@ class Explanation:
         """The name of a class, or its number."""
         return class_label(index, self.class_names)
 
-    def overlay(self, images: Any, *, colormap: str | None = None, alpha: float = 0.5) -> "np.ndarray[Any, Any]":
+    def overlay(self, images: Any, *, colormap: str | None = None, alpha: float = 0.6) -> "np.ndarray[Any, Any]":
         """Heatmaps drawn over pictures: uint8 [B, H, W, 3].
 
         `images` are the pictures as the model saw them: uint8 [B, H, W, 3], or a tensor [B, 3, H, W] or [B, 1, H, W]
@@ -119,7 +130,7 @@ class Explanation:
                 "peak": {"x": column, "y": row},
             },
             "relu": self.relu,
-            "note": self.notes[index] if self.notes else "",
+            "note": self.notes[index],
         }
 
     def save(self, directory: str | Path, images: Any = None, *, stem: str = "image") -> list[Path]:
@@ -141,7 +152,7 @@ class Explanation:
             visualize.save_png(folder / f"{name}.png", picture)
             paths.append(folder / f"{name}.png")
             lines.append({"picture": f"{name}.png", **self.record(index)})
-        output.append_lines(folder / "explanations.jsonl", lines)
+        output.update_lines(folder / "explanations.jsonl", lines, "picture")
         return paths
 
     def _repr_html_(self) -> str:
@@ -181,31 +192,21 @@ def as_pictures(images: Any) -> "np.ndarray[Any, Any]":
     return pictures
 
 
-def blank_notes(maps: Tensor, method: Method, layer: Layer, relu: bool) -> tuple[str, ...]:
-    """Warns of maps that are blank or not finite, and returns one sentence for each image; empty where all is well."""
-    flat = maps.flatten(1)
-    finite = flat.isfinite().all(dim=1)
-    zero = (flat == 0).all(dim=1)
-    negative = (flat <= 0).all(dim=1) & relu
-    if bool((finite & ~zero & ~negative).all()):
-        return ()
-    causes = [
-        _BLANK["infinite" if not finite[i] else "zero" if zero[i] else "negative"]
-        if not finite[i] or zero[i] or negative[i]
-        else ""
-        for i in range(len(flat))
-    ]
-    for cause in dict.fromkeys(filter(None, causes)):
-        affected = [str(index) for index, own in enumerate(causes) if own == cause]
+def warn_of_blanks(explanation: Explanation) -> None:
+    """A warning for each cause of blank maps, with the images that it concerns."""
+    notes = explanation.notes
+    for note in dict.fromkeys(filter(None, notes)):
+        affected = [str(index) for index, own in enumerate(notes) if own == note]
         which = f"image {affected[0]}" if len(affected) == 1 else f"images {', '.join(affected)}"
-        warnings.warn(f"The map by {method.name} at '{layer.path}' of {which} {cause}", CamkitWarning, stacklevel=5)
-    return tuple(f"The map {cause}" if cause else "" for cause in causes)
+        where = f" at '{explanation.layer}'" if explanation.layer else ""
+        text = f"The map by {explanation.method}{where} of {which} {note.removeprefix('The map ')}"
+        warnings.warn(text, CamkitWarning, stacklevel=5)
 
 
 _BLANK = {
-    "infinite": "is not finite: activations or gradients overflow; try float32.",
-    "zero": "is zero everywhere: the layer's positions have no influence on this class (a classifier whose weights are "
-    "zero, or a layer behind a class token's last attention); camkit doctor shows which.",
-    "negative": "has no positive value, so its heatmap is blank: nothing there speaks for this class; show the signed "
-    "map (relu=False).",
+    "infinite": "The map is not finite: activations or gradients overflow; try float32.",
+    "zero": "The map is zero everywhere: the layer's positions have no influence on this class (a classifier whose "
+    "weights are zero, or a layer behind a class token's last attention); camkit doctor shows which.",
+    "negative": "The map has no positive value, so its heatmap is blank: nothing there speaks for this class; show the "
+    "signed map (relu=False, --variant signed).",
 }

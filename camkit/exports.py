@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from camkit import output, plugin
+from camkit.check import Check
 from camkit.errors import CamkitError, unknown
 from camkit.explain import Explainer
 from camkit.injection import Signature, parse_signature
@@ -46,22 +47,6 @@ class ExportRequest:
     classes: int
     relu: bool
     provenance: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: the largest error relative to the largest reference value, and the tolerance it had to meet."""
-
-    name: str
-    error: float
-    tolerance: float
-    images: int
-    ties_left_out: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the tolerance; a NaN is not."""
-        return self.error <= self.tolerance
 
 
 @dataclass(frozen=True)
@@ -143,6 +128,11 @@ def request(
     images: Tensor | None = None,
 ) -> ExportRequest:
     """The request for an export, after one eager run that finds out whether the method suits the model."""
+    if explainer.device.type != "cpu" or explainer.dtype != torch.float32:
+        raise CamkitError(
+            f"The model is {explainer.dtype} on {explainer.device}, but a graph is made from float32 on the CPU and "
+            f"then runs anywhere; load the model that way for the export."
+        )
     example = _example(explainer, images)
     layer = layer if layer is not None else explainer.layer if isinstance(explainer.layer, str) else None
     plan = explainer.plan(example, [method], [layer], options)
@@ -172,6 +162,7 @@ def request(
             "model": explainer.spec or type(explainer.module).__name__,
             "weights": explainer.weights,
             "method": method,
+            "class_specific": plan.methods[0].class_specific,
             "options": dict(plan.options[0]),
             "target": target,
             "layer": plan.layers[0].path,

@@ -34,14 +34,14 @@ class Signature:
         known = list(self.options_model.model_fields)
         for name in given or {}:
             if name not in known:
-                ending = suggestion(name, known) or "it takes no options."
-                raise CamkitError(f"{self.owner} has no option '{name}'; {ending}")
+                ending = suggestion(name, known) if known else "it takes no options."
+                raise _error(f"{self.owner} has no option '{name}'" + (f"; {ending}" if ending else "."))
         try:
             return self.options_model(**(given or {})).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise CamkitError(f"Option '{name}' of {self.owner} was {first['input']!r}: {first['msg']}.") from None
+            option = f"option '{first['loc'][0]}' of {self.owner}"
+            raise _error(f"{option} was {first['input']!r}: {first['msg']}.") from None
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Each option's type and default, as text and JSON values."""
@@ -63,25 +63,26 @@ def parse_signature(function: Function, owner: str, known: Mapping[str, object])
     try:
         hints = get_type_hints(function, include_extras=True)
     except Exception as error:
-        raise CamkitError(f"The annotations of {owner} cannot be read: {error}.") from error
+        raise _error(f"the annotations of {owner} cannot be read: {error}.") from error
     asks: list[str] = []
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         name = parameter.name
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise CamkitError(f"{owner} takes *{name}; its parameters must be named, since the names are its contract.")
+            raise _error(f"{owner} takes *{name}; its parameters must be named, since the names are its contract.")
         if parameter.kind is parameter.KEYWORD_ONLY:
             if parameter.default is parameter.empty:
-                raise CamkitError(f"Option '{name}' of {owner} needs a default value.")
+                raise _error(f"option '{name}' of {owner} needs a default value.")
             fields[name] = (hints.get(name, Any), parameter.default)
         elif parameter.default is not parameter.empty:
-            raise CamkitError(
-                f"Parameter '{name}' of {owner} has a default: options are keyword-only, write '*' first."
-            )
+            raise _error(f"parameter '{name}' of {owner} has a default: options are keyword-only, write '*' first.")
         else:
             asks.append(_checked(name, owner, hints, known))
-    model = create_model(f"{function.__name__}_options", __config__=ConfigDict(extra="forbid"), **fields)
-    return Signature(owner=owner, asks=tuple(asks), options_model=model)
+    # a default of another type than its annotation is the author's mistake, to be said before anyone uses it
+    config = ConfigDict(extra="forbid", validate_default=True)
+    signature = Signature(owner, tuple(asks), create_model(f"{function.__name__}_options", __config__=config, **fields))
+    signature.options()
+    return signature
 
 
 def parse_value(text: str) -> Any:
@@ -95,13 +96,13 @@ def parse_value(text: str) -> Any:
 def _checked(name: str, owner: str, hints: Mapping[str, object], known: Mapping[str, object]) -> str:
     if name not in known:
         ending = suggestion(name, known)
-        raise CamkitError(f"{owner} asks for '{name}', which nothing provides" + (f"; {ending}" if ending else "."))
+        raise _error(f"{owner} asks for '{name}', which nothing provides" + (f"; {ending}" if ending else "."))
     expected = known[name]
     if name not in hints:
-        raise CamkitError(f"Parameter '{name}' of {owner} has no annotation; write '{name}: {_type_name(expected)}'.")
+        raise _error(f"parameter '{name}' of {owner} has no annotation; write '{name}: {_type_name(expected)}'.")
     if expected is not Any and hints[name] != expected:
         wrong, right = _type_name(hints[name]), _type_name(expected)
-        raise CamkitError(f"{owner} annotates '{name}' as {wrong}, but it is {right}.")
+        raise _error(f"{owner} annotates '{name}' as {wrong}, but it is {right}.")
     return name
 
 
@@ -109,3 +110,7 @@ def _type_name(annotation: object) -> str:
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
+
+
+def _error(text: str) -> CamkitError:
+    return CamkitError(text[0].upper() + text[1:])

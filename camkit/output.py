@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from camkit.atomic import write_bytes
 from camkit.errors import CamkitError
 
 
@@ -21,20 +22,28 @@ def directory(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise CamkitError(f"The output folder '{path}' cannot be written: {error.strerror}; choose another.") from None
+        reason = (error.strerror or str(error)).lower()
+        raise CamkitError(f"The output folder '{path}' cannot be written: {reason}; choose another.") from None
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Adds JSON lines to a file, all of them in one write."""
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def update_lines(path: Path, records: Iterable[Mapping[str, Any]], key: str) -> None:
+    """Adds JSON lines to a file; an older line with the same value of `key` gives way."""
+    new = list(records)
+    written = {record[key] for record in new}
+    old = path.read_bytes().split(b"\n") if path.is_file() else []
+    kept = [line for line in old if line and _value(line, key) not in written]
+    lines = [*kept, *(json.dumps(record, ensure_ascii=False).encode() for record in new)]
+    write_bytes(path, b"".join(line + b"\n" for line in lines))
+
+
+def _value(line: bytes, key: str) -> Any:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise CamkitError(f"'{path}' cannot be written: {error.strerror}; choose another place.") from None
+        return json.loads(line)[key]
+    except (ValueError, KeyError, TypeError):  # a line that others wrote
+        return None
 
 
 def file_name(*parts: str | None) -> str:
     """A file name from several parts, without characters that a file system or a shell minds."""
-    cleaned = [re.sub(r"[^\w.\-]+", "_", part).strip("._") for part in parts if part]
+    cleaned = [re.sub(r"[^\w.+\-]+", "_", part).strip("._") for part in parts if part]
     return "-".join(part[:60] for part in cleaned if part)

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from camkit.errors import CamkitError
+
 if TYPE_CHECKING:
     from camkit.hookspecs import hookimpl as hookimpl
 
@@ -49,6 +51,10 @@ def marks(item: object) -> tuple[Mark, ...]:
 
 
 def _marker(kind: str, name: str, /, **facts: Any) -> Callable[[Marked], Marked]:
+    # these signs part a name from others: A,B and distribution:name and A.option=value
+    if not isinstance(name, str) or not name.strip() or set(name) & set(",:="):
+        raise CamkitError(f"A {kind.replace('_', ' ')} cannot be called {name!r}: write text without ',', ':' and '='.")
+
     def mark(item: Marked) -> Marked:
         added = (*marks(item), Mark(kind, name, MappingProxyType(facts)))
         item.__camkit__ = added  # type: ignore[attr-defined]
@@ -146,13 +152,13 @@ def collect(package: str, kind: str) -> list[Any]:
     modules = [root]
     for info in pkgutil.iter_modules(getattr(root, "__path__", ()), prefix=f"{package}."):
         modules.append(importlib.import_module(info.name))
-    found = []
+    found: dict[int, Any] = {}
     for module in modules:
         for item in vars(module).values():
             here = getattr(item, "__module__", None) == module.__name__
             if here and any(mark.kind == kind for mark in marks(item)):
-                found.append(item)
-    return found
+                found[id(item)] = item
+    return list(found.values())
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,14 @@ item is asked for. Nothing that a third party does breaks camkit itself.
 
 import importlib
 import os
+import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -71,7 +73,7 @@ class Registry:
     selected: frozenset[str] | None = None
     plugins: list[Plugin] = field(default_factory=list)
     _items: dict[str, dict[str, Item]] = field(default_factory=dict)
-    _adapter_files: list[tuple[str, Any]] = field(default_factory=list)
+    _adapter_files: list[tuple[str, Path]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._manager = pluggy.PluginManager("camkit")
@@ -82,9 +84,7 @@ class Registry:
             for entry, module in loaded:
                 self._read(kind, entry, module)
         for entry, module in loaded:
-            self._adapter_files.extend(
-                (_distribution(entry), path) for path in self._call("camkit_adapters", entry, module)
-            )
+            self._read_adapters(entry, module)
 
     def get(self, kind: str, name: str) -> Any:
         """The item of that kind and name (``name`` or ``distribution:name``).
@@ -111,16 +111,17 @@ class Registry:
             unique.values(), key=lambda item: (item.distribution != FIRST_PARTY, item.distribution, item.name)
         )
 
-    def names(self, kind: str) -> list[str]:
-        """The bare names of the items of a kind that work."""
-        return sorted(name for name, item in self._items[kind].items() if ":" not in name and not item.error)
+    def names(self, kind: str, *, qualified: bool = False) -> list[str]:
+        """The bare names of the items of a kind that work; if `qualified`, their ``distribution:name`` too."""
+        working = [name for name, item in self._items[kind].items() if not item.error]
+        return sorted(name for name in working if qualified or ":" not in name)
 
     def values(self, kind: str) -> list[Any]:
         """The working items of a kind, first-party ones first."""
         return [item.value for item in self.items(kind) if not item.error]
 
-    def adapter_files(self) -> list[tuple[str, Any]]:
-        """(distribution, path) of every adapter file, third-party files before first-party ones."""
+    def adapter_files(self) -> list[tuple[str, Path]]:
+        """(distribution, path) of every adapter file that can be read, third-party files before first-party ones."""
         return sorted(self._adapter_files, key=lambda pair: pair[0] == FIRST_PARTY)
 
     def kinds(self) -> tuple[str, ...]:
@@ -128,24 +129,28 @@ class Registry:
         return tuple(_PARSERS)
 
     def _load(self) -> Iterator[tuple[EntryPoint, Any]]:
-        for entry in sorted(
-            entry_points(group=GROUP), key=lambda e: (_distribution(e) != FIRST_PARTY, _distribution(e))
-        ):
-            distribution = _distribution(entry)
-            if distribution != FIRST_PARTY and self.selected is not None and distribution not in self.selected:
+        found = sorted(entry_points(group=GROUP), key=lambda entry: (not _is_first_party(entry), _distribution(entry)))
+        for entry in found:
+            if not _is_selected(entry, self.selected):
                 continue
-            error = None
+            version = entry.dist.version if entry.dist else "unknown"
+            listed = Plugin(_distribution(entry), version, entry.name, entry.value)
+            name = f"{listed.distribution}:{entry.name}"
             try:
                 module = entry.load()
-                self._manager.register(module, name=f"{distribution}:{entry.name}")
+                self._manager.register(module, name)
                 self._manager.check_pending()
-            except Exception as exception:
-                error = _reason(exception)
-                self._manager.unregister(name=f"{distribution}:{entry.name}")
-            version = entry.dist.version if entry.dist else "unknown"
-            self.plugins.append(Plugin(distribution, version, entry.name, entry.value, error))
-            if error is None:
-                yield entry, module
+            except (Exception, SystemExit) as exception:
+                if self._manager.has_plugin(name):
+                    self._manager.unregister(name=name)
+                self.plugins.append(replace(listed, error=_reason(exception)))
+                continue
+            self.plugins.append(listed)
+            yield entry, module
+        installed = {_normal(_distribution(entry)) for entry in found}
+        for absent in sorted((self.selected or frozenset()) - installed):
+            reason = "CAMKIT_PLUGINS names it, but no such distribution with a camkit plugin is installed."
+            self.plugins.append(Plugin(absent, "", "", "", reason))
 
     def _call(self, hook: str, entry: EntryPoint, module: Any) -> list[Any]:
         others = [other for other in self._manager.get_plugins() if other is not module]
@@ -159,7 +164,18 @@ class Registry:
     def _mark_broken(self, entry: EntryPoint, error: str) -> None:
         for index, known in enumerate(self.plugins):
             if (known.distribution, known.name) == (_distribution(entry), entry.name):
-                self.plugins[index] = Plugin(known.distribution, known.version, known.name, known.module, error)
+                self.plugins[index] = replace(known, error=known.error or error)
+
+    def _read_adapters(self, entry: EntryPoint, module: Any) -> None:
+        from camkit.adapter import load_adapters
+
+        for path in self._call("camkit_adapters", entry, module):
+            try:
+                load_adapters(Path(path))
+            except Exception as exception:
+                self._mark_broken(entry, _reason(exception))
+            else:
+                self._adapter_files.append((_distribution(entry), Path(path)))
 
     def _read(self, kind: str, entry: EntryPoint, module: Any) -> None:
         distribution = _distribution(entry)
@@ -210,7 +226,20 @@ def _distribution(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "unknown"
 
 
-def _reason(exception: Exception) -> str:
+def _is_first_party(entry: EntryPoint) -> bool:
+    return _distribution(entry) == FIRST_PARTY
+
+
+def _is_selected(entry: EntryPoint, selected: frozenset[str] | None) -> bool:
+    return _is_first_party(entry) or selected is None or _normal(_distribution(entry)) in selected
+
+
+def _normal(distribution: str) -> str:
+    """The spelling by which distributions are compared, as package indexes do."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _reason(exception: BaseException) -> str:
     if isinstance(exception, CamkitError):
         return str(exception)
     text = " ".join(str(exception).split()) or "no message"
@@ -220,11 +249,12 @@ def _reason(exception: Exception) -> str:
 def selection(environment: Mapping[str, str] = os.environ) -> frozenset[str] | None:
     """The third-party distributions named in ``CAMKIT_PLUGINS`` (comma-separated; empty: none; unset: all)."""
     listed = environment.get("CAMKIT_PLUGINS")
-    return None if listed is None else frozenset(name.strip() for name in listed.split(",") if name.strip())
+    return None if listed is None else frozenset(_normal(name.strip()) for name in listed.split(",") if name.strip())
 
 
-_lock = threading.Lock()
-_loaded: dict[frozenset[str] | None, Registry] = {}
+# reentrant, so that a plugin that asks for the registry while it is loaded is told so instead of waiting for itself
+_lock = threading.RLock()
+_loaded: dict[frozenset[str] | None, Registry | None] = {}
 
 
 def registry() -> Registry:
@@ -232,13 +262,23 @@ def registry() -> Registry:
     chosen = selection()
     with _lock:
         if chosen not in _loaded:
-            _loaded[chosen] = Registry(chosen)
-        return _loaded[chosen]
+            _loaded[chosen] = None
+            try:
+                _loaded[chosen] = Registry(chosen)
+            finally:
+                if _loaded[chosen] is None:
+                    del _loaded[chosen]
+        found = _loaded[chosen]
+        if found is None:
+            raise CamkitError("The registry was asked for an item while plugins are being loaded; ask for it later.")
+        return found
 
 
-def commands() -> Iterable[EntryPoint]:
-    """Entry points of CLI commands, first-party ones first, the third-party ones that are selected after them."""
+def commands() -> dict[str, EntryPoint]:
+    """CLI commands by name, first-party ones first; a name that is taken is reached as ``distribution:name``."""
     chosen = selection()
-    found = entry_points(group=f"{GROUP}.commands")
-    allowed = [e for e in found if _distribution(e) == FIRST_PARTY or chosen is None or _distribution(e) in chosen]
-    return sorted(allowed, key=lambda entry: (_distribution(entry) != FIRST_PARTY, entry.name))
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=f"{GROUP}.commands"), key=lambda e: (not _is_first_party(e), e.name)):
+        if _is_selected(entry, chosen):
+            found[f"{_distribution(entry)}:{entry.name}" if entry.name in found else entry.name] = entry
+    return found

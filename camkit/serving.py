@@ -17,7 +17,11 @@ def load(path: str | Path) -> Any:
         CamkitError: there is no such file, no engine for its suffix, or the engine's runtime is not installed.
     """
     path = Path(path)
-    engines = {entry.name: entry for entry in entry_points(group="camkit.engines")}
+    found = entry_points(group="camkit.engines")
+    # of two engines for one suffix, camkit's own comes last and stays
+    engines = {
+        entry.name: entry for entry in sorted(found, key=lambda e: e.dist is not None and e.dist.name == "camkit")
+    }
     engine = engines.get(path.suffix.removeprefix("."))
     if engine is None:
         raise unknown("engine for files that end in", path.suffix or path.name, [f".{name}" for name in engines])

@@ -93,7 +93,7 @@ def render_summary(walk: Walk) -> Group:
 
 
 def _layer(record: LayerRecord) -> Text:
-    # indented by depth, as far as a terminal has room
+    """The last part of the path, indented by depth, so that the table reads as a tree."""
     name = record.path.rpartition(".")[2] or "(model)"
     text = Text("  " * record.depth + name).append(f" ({record.class_name}: {record.depth})", style="dim")
     if record.calls == 0:

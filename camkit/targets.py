@@ -142,11 +142,13 @@ def class_label(index: int, class_names: Sequence[str] | None) -> str:
 
 def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequence[str]) -> tuple[list[Target], bool]:
     names = list(class_names or ())
-    function, separator, rest = text.partition(":")
-    if separator and text not in names:
-        if function not in functions:
-            raise unknown("target function", function, functions)
-        targets, many = _parse_text(rest, class_names, functions)
+    if ":" in text and text not in names:
+        # a function may itself be written distribution:name
+        named = [name for name in functions if text.startswith(f"{name}:")]
+        if not named:
+            raise unknown("target function", text.partition(":")[0], functions)
+        function = max(named, key=len)
+        targets, many = _parse_text(text.removeprefix(f"{function}:"), class_names, functions)
         return [Target(function, t.class_index, t.inputs, f"{function} {t.label}") for t in targets], many
     if text in ("top", "last"):
         return [Target(class_index=Rank(0 if text == "top" else -1), label=text)], False

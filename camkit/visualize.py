@@ -240,7 +240,7 @@ def _grid(
 def _wrap(label: str, width: int) -> str:
     """The label in lines of at most `width` letters, broken after spaces and after the marks in layer names."""
     lines = [""]
-    for piece in re.findall(r"\n|[^\s._/:,\-]*[\s._/:,\-]|[^\s._/:,\-]+", label):
+    for piece in re.findall(r"\n|[^\s._/:,\-]*(?:[^\S\n]|[._/:,\-])|[^\s._/:,\-]+", label):
         if piece == "\n":
             lines.append("")
             continue

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from camkit.cut import lock
 from camkit.errors import CamkitError, unknown
 
 Layout = Literal["NCHW", "NHWC", "tokens", "none"]
@@ -107,6 +108,7 @@ def walk(module: nn.Module, images: Tensor, *, gradients: bool = False, class_in
     tracks = {path: _Track() for path, _ in module.named_modules()}
     explained: tuple[int, ...] = ()
     with ExitStack() as stack:
+        stack.enter_context(lock(module))
         stack.enter_context(_evaluation_mode(module))
         stack.enter_context(_uncompiled(module))
         stack.enter_context(torch.inference_mode(False))

@@ -13,13 +13,13 @@ import pytest
 import timm
 import torch
 import torchvision
-from camkit_adapters.demo.scenes import CLASS_NAMES
-from camkit_adapters.timm_source import TimmSource
 from PIL import Image
 
 from camkit.errors import CamkitError
 from camkit.models import ModelSource, load_model
 from camkit.registry import registry
+from camkit_adapters.demo.scenes import CLASS_NAMES
+from camkit_adapters.timm_source import TimmSource
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from camkit_adapters.timm_source import preprocessing_of
-from camkit_adapters.torchvision_source import TorchvisionSource
 from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform, resolve_data_config
 
 from camkit.errors import CamkitError
 from camkit.preprocessing import Preprocessing
+from camkit_adapters.timm_source import preprocessing_of
+from camkit_adapters.torchvision_source import TorchvisionSource
 
 SHAPES = [(333, 500), (401, 203), (64, 64), (97, 640)]
 

@@ -2,6 +2,8 @@
 
 import base64
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import cv2
@@ -147,3 +149,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CamkitError, match="cannot be written"):
         write_report(tmp_path / "file" / "r.html", title="T", sections=[])
+
+
+def test_pictures_and_pages_need_no_torch():
+    code = "import sys, camkit.visualize, camkit.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

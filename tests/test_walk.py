@@ -137,6 +137,15 @@ def test_in_place_layers_give_the_gradients_of_their_out_of_place_twins():
     assert walk(in_place, batch, gradients=True).layers == walk(twin, batch, gradients=True).layers
 
 
+def test_of_a_layer_that_runs_twice_the_last_run_is_told():
+    model = convnet()
+    relu = walk(model, images(), gradients=True, class_index=2).layer("relu")
+    # the last run's output is averaged over 16 x 16 positions and weighed by the head
+    active = model.head.weight[2].abs().max().item() / 256
+    assert relu.peak_gradient == pytest.approx(active, rel=1e-5)
+    assert relu.gradient_share == 1
+
+
 def test_a_view_that_is_changed_in_place_keeps_its_gradient():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(3600, 5)
@@ -422,9 +431,9 @@ def problems(found):
 def test_doctor_finds_nothing_wrong_with_a_sound_layer():
     found = problems(walk(convnet(), images(), gradients=True))
     assert set(found) == {"relu", "unused", "pool", "head"}
-    assert found["relu"].problem == "runs more than once"
+    assert found["relu"].problem == "runs often"
     assert "twice" in found["relu"].sentence
-    assert not found["relu"].blank
+    assert found["relu"].blank  # the cut refuses it
     assert found["unused"].problem == "never runs"
     assert found["pool"].problem == "one position"
     assert found["head"].problem == "no positions"
@@ -437,7 +446,7 @@ def test_doctor_knows_that_patch_tokens_have_no_gradient_after_the_last_attentio
     assert found.layer("blocks.2").peak_gradient > 0
     assert found.layer("blocks.2.norm1").gradient_share == 1
     finding = problems(found)["blocks.2"]
-    assert finding.problem == "no gradient on positions"
+    assert finding.problem == "prefix only"
     assert finding.blank
     assert phrase in finding.sentence
     assert "choose 'blocks.2.norm1'" in finding.sentence
@@ -480,7 +489,7 @@ def test_doctor_sees_activations_that_are_zero_or_not_finite(value, problem):
 def test_doctor_sees_a_gradient_on_few_positions_only():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
     finding = problems(walk(model, images(), gradients=True))["0"]
-    assert finding.problem == "gradient on few positions"
+    assert finding.problem == "sparse"
     assert not finding.blank
     assert "< 1 %" in finding.sentence
 
@@ -511,7 +520,10 @@ def test_doctor_is_printed_with_the_verdict_on_the_chosen_layer():
     found = walk(tiny_vit(), images(), gradients=True)
     good = printed(render_doctor(found, "blocks.2.norm1"))
     assert "> blocks.2.norm1" in good
-    assert "'blocks.2.norm1' (LayerNorm, [2, 17, 24], tokens 1+4x4): Fit for a map." in good
+    assert (
+        "'blocks.2.norm1' (LayerNorm, [2, 17, 24], tokens 1+4x4): Fit for a map. It has a gradient on 100 % of its"
+        in good
+    )
     bad = printed(render_doctor(found, "blocks.2"), width=200)
     assert "Only the first token has a gradient, none of the image's; choose 'blocks.2.norm1'." in bad.splitlines()[-1]
     with pytest.raises(CamkitError, match=r"no layer 'blocks\.7'"):
@@ -520,5 +532,5 @@ def test_doctor_is_printed_with_the_verdict_on_the_chosen_layer():
 
 def test_doctor_without_gradients_judges_shapes_only():
     found = walk(tiny_vit(), images())
-    assert "Largest" not in printed(render_doctor(found))
+    assert "Gradient" not in printed(render_doctor(found))
     assert {finding.problem for finding in diagnose(found)} == {"no positions", "never runs"}

@@ -7,36 +7,36 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 
-from camkit.errors import CamkitError, CamkitWarning
+from camkit.cli.printing import line
+from camkit.errors import CamkitError, CamkitWarning, unknown
 from camkit.registry import FIRST_PARTY, commands
 from camkit.version import __version__
 
 EXIT_BAD_INPUT = 2
+
+# An installed package keeps its entry points in alphabetical order, which is not the order in which people meet them.
+_ORDER = ("demo", "explain", "export", "verify", "plugins", "adapters", "doctor", "summary")
 
 
 class Commands(typer.core.TyperGroup):
     """A group whose commands are found through entry points."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of the installed commands."""
-        return list(dict.fromkeys(entry.name for entry in commands()))
+        """The names of the installed commands, in the order in which the help shows them."""
+        installed = commands()
+        return [name for name in _ORDER if name in installed] + [name for name in installed if name not in _ORDER]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, imported now; None when there is none."""
-        entry = next((entry for entry in commands() if entry.name == cmd_name), None)
-        if entry is None:
-            return None
-        if not ctx.meta.get("camkit.listing"):
-            return _command(entry)
-        # a stranger's command may import torch, which would make the help slow
-        if _distribution(entry) != FIRST_PARTY:
-            return typer.core.TyperCommand(cmd_name, help=f"From {_distribution(entry)}.")
-        try:
-            return _command(entry)
-        except CamkitError as error:
-            return typer.core.TyperCommand(cmd_name, help=f"Broken: {error}")
+        """The command of that name, imported now."""
+        installed = commands()
+        if cmd_name not in installed:
+            raise unknown("command", cmd_name, self.list_commands(ctx))
+        entry = installed[cmd_name]
+        # a stranger's command may be broken, or import torch and make the help slow
+        if ctx.meta.get("camkit.listing") and _distribution(entry) != FIRST_PARTY:
+            return typer.core.TyperCommand(name=cmd_name, help=f"From {_distribution(entry)}.")
+        return _command(entry)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The help page, for which only camkit's own commands are imported."""
@@ -48,7 +48,7 @@ app = typer.Typer(
     cls=Commands,
     name="camkit",
     help="Explain what an image model looked at.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -63,38 +63,41 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Explain what an image model looked at."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:
     """Runs the command line; a mistake of the user is one sentence on standard error and exit code 2."""
-    warnings.simplefilter("ignore")
-    warnings.simplefilter("always", CamkitWarning)
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except CamkitError as error:
-        _print_plainly("Error", "red", str(error))
-        sys.exit(EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", CamkitWarning)
+        warnings.showwarning = _show_warning
+        try:
+            sys.exit(app(standalone_mode=False))
+        except CamkitError as error:
+            line(str(error), label="Error", style="bold red", stderr=True)
+            sys.exit(EXIT_BAD_INPUT)
+        except typer.TyperException as error:
+            line(error.format_message(), label="Error", style="bold red", stderr=True)
+            sys.exit(error.exit_code)
 
 
 def _command(entry: EntryPoint) -> Any:
-    try:
-        function = entry.load()
-    except Exception as error:
-        distribution = _distribution(entry)
-        raise CamkitError(
-            f"The command '{entry.name}' of {distribution} cannot be loaded: {type(error).__name__}: {error}."
-        ) from None
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(entry.name)(function)
-    return typer.main.get_command(alone)
+    try:
+        alone.command(entry.name)(entry.load())
+        return typer.main.get_command(alone)
+    except (Exception, SystemExit) as error:
+        raise CamkitError(
+            f"The command '{entry.name}' of {_distribution(entry)} cannot be loaded: {type(error).__name__}: {error}."
+        ) from None
 
 
 def _distribution(entry: EntryPoint) -> str:
@@ -102,10 +105,4 @@ def _distribution(entry: EntryPoint) -> str:
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    _print_plainly("Note", "yellow", str(message))
-
-
-def _print_plainly(label: str, colour: str, text: str) -> None:
-    # soft_wrap: a sentence stays one line, so that it can be searched for and piped
-    Console(stderr=True, highlight=False).print(f"[bold {colour}]{label}:[/] ", end="")
-    Console(stderr=True, highlight=False, markup=False).print(text, soft_wrap=True)
+    line(str(message), label="Note", style="bold yellow", stderr=True)

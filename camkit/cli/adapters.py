@@ -4,10 +4,11 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from camkit.cli import printing
 from camkit.cli.options import ModelOptions, with_model
+from camkit.cli.plugins import print_broken
 
 
 @with_model(required=False)
@@ -15,101 +16,76 @@ def adapters(
     options: ModelOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the adapters, or show which adapter, layer and layout a model gets and by which rule."""
-    if not options.model:
-        _list(as_json)
-        return
-    found = _resolve(options)
+    """List the adapters, or show what a model gets and by which rule.
+
+    With --model: the adapter that describes the model, the rule by which it was found, and the layer and layout that
+    its maps are taken from.
+    """
+    found = _resolve(options) if options.model else _installed()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
-        return
-    table = Table(show_header=False, box=None)
-    for key in (
-        "model",
-        "adapter",
-        "rule",
-        "layer",
-        "layout",
-        "map",
-        "classifier",
-        "probability",
-        "input",
-        "positions",
-    ):
-        table.add_row(f"[bold]{key}[/]", str(found[key]))
-    Console().print(table)
+    elif isinstance(found, dict):
+        table = Table(show_header=False, box=None)
+        for key, value in found.items():
+            table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+        table.columns[0].style = "bold"
+        printing.console().print(table)
+    else:
+        _print(found)
 
 
-def _list(as_json: bool) -> None:
-    from pathlib import Path
-
+def _installed() -> list[dict[str, Any]]:
     from camkit.adapter import load_adapters
-    from camkit.errors import CamkitError
     from camkit.registry import registry
 
-    rows: list[dict[str, Any]] = []
-    for distribution, path in registry().adapter_files():
-        try:
-            for adapter in load_adapters(Path(path)):
-                positions = {name: list(position.path) for name, position in adapter.targets.items()}
-                rows.append(
-                    {
-                        "name": adapter.name,
-                        "distribution": distribution,
-                        "library": adapter.library,
-                        "classes": list(adapter.classes),
-                        "layout": adapter.layout,
-                        "targets": positions,
-                        "error": None,
-                    }
-                )
-        except CamkitError as error:
-            rows.append(
-                {
-                    "name": Path(path).name,
-                    "distribution": distribution,
-                    "library": None,
-                    "classes": [],
-                    "layout": "",
-                    "targets": {},
-                    "error": str(error),
-                }
-            )
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table("adapter", "from", "classes", "layout", "targets")
+    return [
+        {
+            "name": adapter.name,
+            "distribution": distribution,
+            "library": adapter.library,
+            "classes": list(adapter.classes),
+            "layout": adapter.layout,
+            "targets": {name: list(position.path) for name, position in adapter.targets.items()},
+        }
+        for distribution, path in registry().adapter_files()
+        for adapter in load_adapters(path)
+    ]
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = printing.table("adapter", "from", "classes", "layout", "layers")
     for row in rows:
-        targets = ", ".join(f"{name}: {' or '.join(paths)}" for name, paths in row["targets"].items())
+        layers = ", ".join(f"{name}: {' or '.join(paths)}" for name, paths in row["targets"].items())
         classes = ", ".join(row["classes"]) or "any"
-        table.add_row(row["name"], row["distribution"], classes, row["layout"], row["error"] or targets)
-    Console().print(table)
+        table.add_row(row["name"], row["distribution"], classes, row["layout"], layers)
+    printing.console().print(table)
+    print_broken()
 
 
 def _resolve(options: ModelOptions) -> dict[str, Any]:
     import torch
 
+    from camkit.cli.walking import example_images
+
     explainer, loaded = options.explainer()
-    height, width = loaded.preprocessing.size
-    example = torch.zeros(
-        1, len(loaded.preprocessing.mean), height, width, device=explainer.device, dtype=explainer.dtype
-    )
+    example = example_images(explainer, loaded, None)
+    height, width = example.shape[2:]
     resolved = explainer.resolve(example)
     plan = explainer.plan(example, [], [None])
     layer = plan.layers[0]
     shape = plan.cut.forward(example, graph=False).captured[layer.path].shape
     layout = resolved.adapter.layout_of(explainer.module, layer, shape, (height, width))
     classifier = resolved.adapter.find_classifier(explainer.module)
-    map_shape = layout.to_maps(torch.zeros(shape)).shape
+    _, channels, rows, columns = layout.to_maps(torch.zeros(shape)).shape
     return {
         "model": f"{loaded.spec} ({type(explainer.module).__module__}.{type(explainer.module).__name__})",
         "adapter": resolved.adapter.name,
         "rule": resolved.rule,
         "layer": layer.path,
         "layout": str(layout),
-        "map": f"{map_shape[2]}x{map_shape[3]}, {map_shape[1]} channels",
+        "map": f"{rows}x{columns}, {channels} channels",
         "classifier": type(classifier).__name__ if classifier is not None else "not named",
         "probability": explainer.probability,
         "input": f"{height}x{width}",
-        "positions": ", ".join(resolved.adapter.targets) or "none",
+        "layers": list(resolved.adapter.targets),
     }

@@ -3,8 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from camkit.cli import printing
 from camkit.cli.options import ModelOptions, with_model
 
 
@@ -14,7 +14,11 @@ def doctor(
     layer: Annotated[str | None, typer.Option(help="The target layer; by default the adapter's.")] = None,
     image: Annotated[str | None, typer.Option(help="An image to run; by default noise.")] = None,
 ) -> None:
-    """Show each layer's shape, layout and gradient, and why a map would be blank there."""
+    """Show layer by layer why a map would be blank.
+
+    Each layer's output shape, its layout, the share of positions that see the gradient, and whether it is fit for a
+    map; then the verdict on the target layer.
+    """
     from camkit.cli.walking import chosen_layer, example_images
     from camkit.doctor import render_doctor
     from camkit.walk import walk
@@ -22,4 +26,4 @@ def doctor(
     explainer, loaded = options.explainer(layer)
     images = example_images(explainer, loaded, image)
     chosen = chosen_layer(explainer, images)
-    Console().print(render_doctor(walk(explainer.module, images, gradients=True), chosen))
+    printing.console().print(render_doctor(walk(explainer.module, images, gradients=True), chosen))

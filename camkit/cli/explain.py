@@ -1,134 +1,141 @@
 """``camkit explain``: overlays, a comparison grid and a line of facts for every image."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from camkit.cli import printing
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
-from camkit.errors import unknown
+from camkit.errors import CamkitError, CamkitWarning, unknown
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from camkit.explain import Explainer
     from camkit.explanation import Explanation
-    from camkit.models import LoadedModel
+    from camkit.targets import Target
 
-VARIANTS = ("relu", "signed", "counterfactual")
+VARIANTS = {"relu": "ReLU", "signed": "no ReLU", "counterfactual": "counterfactual"}
 SHORTEST_SIDE = 224
+LONGEST_TABLE = 60
 
 
 @with_model()
 def explain(
     options: ModelOptions,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER...", help="Images, or folders of images.", show_default=False),
+    ],
     method: Annotated[str, typer.Option(metavar="A,B", help="Methods; camkit plugins lists them.")] = "gradcam",
     option: Annotated[
         list[str] | None, typer.Option(metavar="A.name=value", help="An option of a method; repeatable.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(metavar="L1,L2", help="Target layers; by default the adapter's.")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(metavar="T", help="top, top-3, last, a class index or name; repeatable.")
+    layer: Annotated[
+        str | None, typer.Option(metavar="L1,L2", help="Target layers; camkit adapters --model names some.")
     ] = None,
-    variant: Annotated[str, typer.Option(metavar="V,V", help="relu, signed, counterfactual.")] = "relu",
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for pictures and explanations.jsonl.")] = Path(
-        "camkit-output"
-    ),
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="T", help="top, top-3, last, a class index or name; repeatable.  [default: top]"),
+    ] = None,
+    variant: Annotated[
+        str, typer.Option(metavar="V,V", help="relu, signed (no ReLU), counterfactual (the negative score).")
+    ] = "relu",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for pictures and explanations.jsonl.")
+    ] = Path("camkit-output"),
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of random weights and of methods that draw noise.")] = 0,
-    colormap: Annotated[str | None, typer.Option(help="Any matplotlib colormap.")] = None,
+    colormap: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Any matplotlib colormap; signed maps keep their own.")
+    ] = None,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the heatmap where it is strongest.")] = 0.6,
 ) -> None:
-    """Explain images: one overlay per image, method, layer and target, a grid, and a JSON line each."""
+    """Write overlays, a comparison grid and a JSON line for each image.
+
+    One command takes several methods, layers, targets and variants: each combination becomes an overlay and a JSON
+    line, and a cell of the image's grid, whose rows are targets and layers, and whose columns methods and variants.
+    """
     import torch
 
     from camkit import output as files
     from camkit.images import find_images, read_image
     from camkit.visualize import check_colormap
 
-    methods = comma_separated(method)
-    variants = comma_separated(variant)
+    methods, variants = comma_separated(method), comma_separated(variant)
     for one in variants:
         if one not in VARIANTS:
             raise unknown("variant", one, VARIANTS)
-    chosen = parse_options(option or [], methods)
+    if not methods or not variants:
+        raise CamkitError("At least one method and one variant are needed.")
+    given = parse_options(option or [], methods)
     check_colormap(colormap)
-    paths = find_images(images)
+    paths = list(dict.fromkeys(find_images(images)))
     for path in paths:
         read_image(path)
     torch.manual_seed(seed)
     explainer, loaded = options.explainer(comma_separated(layer) or None)
-    ask = Question(methods, variants, list(target or ["top"]), chosen)
-    ask.check(explainer)
+    question = Question.checked(explainer, methods, variants, target or ["top"], given)
     folder = files.directory(output)
 
-    console = Console()
-    table = Table("image", "prediction", "probability", "explained", "method", "layer", "peak x, y")
-    stems = _unique_stems(paths)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Explaining", total=len(paths))
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            cells = ask.answer(explainer, loaded, batch)
-            for index, path in enumerate(batch):
-                picture = _picture(cells, index)
-                lines = []
-                for cell in cells:
-                    name = files.file_name(stems[path], *cell.name_parts(index))
-                    cell.save(folder / f"{name}.png", picture, index, colormap=colormap, alpha=alpha)
-                    record = cell.explanation.record(index)
-                    lines.append({"image": str(path), "picture": f"{name}.png", "variant": cell.variant, **record})
-                    _add_row(table, path, cell, record)
-                files.append_lines(folder / "explanations.jsonl", lines)
-                _save_grid(
-                    folder / f"{files.file_name(stems[path])}-grid.png",
-                    path.name,
-                    picture,
-                    cells,
-                    index,
-                    colormap,
-                    alpha,
-                )
-                progress.advance(task)
-    if len(table.rows) <= 60:
-        console.print(table)
-    console.print(f"Explained {len(paths)} image{'s' if len(paths) > 1 else ''} into", str(folder), soft_wrap=True)
+    stems = _distinct(files.file_name(path.stem) or "image" for path in paths)
+    table = printing.table("image", "prediction", "explained", "variant", "method", "layer", "peak x, y")
+    lines: list[dict[str, Any]] = []
+    screen = printing.console(stderr=True)
+    progress = Progress(console=screen, transient=True, disable=not screen.is_terminal)
+    try:
+        with progress:
+            task = progress.add_task("Explaining", total=len(paths))
+            for start in range(0, len(paths), batch_size):
+                batch = paths[start : start + batch_size]
+                tensors, views = loaded.read(batch)
+                cells = list(question.cells(explainer, tensors))
+                for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
+                    drawing = Drawing(_enlarged(views[index]), index, colormap, alpha)
+                    made = drawing.save(cells, folder, stem, title=path.name)
+                    for cell, name in zip(cells, made, strict=True):
+                        record = cell.explanation.record(index)
+                        lines.append({"image": str(path), "picture": name, "variant": cell.variant, **record})
+                    _report(table, path, cells, lines[-len(cells) :])
+                    progress.advance(task)
+    finally:
+        # what was drawn before an interruption has its line too
+        if lines:
+            files.update_lines(folder / "explanations.jsonl", lines, key="picture")
+    if table.row_count <= LONGEST_TABLE:
+        printing.console().print(table)
+    printing.line(f"Overlays ({len(lines)}), grids ({len(paths)}) and explanations.jsonl are in {folder}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One explanation of a batch, under one variant, with the pictures that the model saw."""
+    """One explanation of a batch under one variant; `target` is what was asked for, by its place in the command."""
 
     variant: str
+    target: tuple[int, "Target"]
     explanation: "Explanation"
-    views: Sequence[Any]
 
-    def name_parts(self, index: int) -> tuple[str, ...]:
-        """What tells this cell's file from the others."""
-        asked = self.explanation.target.label.removeprefix("counterfactual ")
+    def row(self, index: int) -> str:
+        """What tells the cell's row in an image's grid: the class, how it was asked for, and the layer."""
+        asked, name = self.target[1], self.explanation.class_name(int(self.explanation.targets[index]))
+        known = asked.label if asked.label.endswith(name) else f"{asked.label}: {name}"
+        return f"{known}\n{self.explanation.layer or ''}".rstrip()
+
+    @property
+    def column(self) -> str:
+        """What tells the cell's column."""
+        return f"{self.explanation.method}, {VARIANTS[self.variant]}"
+
+    def file_parts(self) -> tuple[str, ...]:
+        """What tells the cell's file from the others of an image."""
         suffix = () if self.variant == "relu" else (self.variant,)
-        return (self.explanation.method, self.explanation.layer or "", asked, *suffix)
-
-    def draw(self, picture: Any, index: int, *, colormap: str | None, alpha: float) -> Any:
-        """The overlay on an enlarged picture, uint8 [H, W, 3]."""
-        from camkit.visualize import overlay, upscale
-
-        heat = self.explanation.heatmaps[index].cpu().numpy()
-        signed = not self.explanation.relu
-        own = None if signed else colormap
-        return overlay(
-            picture, upscale(heat, picture.shape[0] // heat.shape[0]), signed=signed, colormap=own, alpha=alpha
-        )
-
-    def save(self, path: Path, picture: Any, index: int, *, colormap: str | None, alpha: float) -> None:
-        """Writes the overlay."""
-        from camkit.visualize import save_png
-
-        save_png(path, self.draw(picture, index, colormap=colormap, alpha=alpha))
+        return (self.explanation.method, self.explanation.layer or "", self.target[1].label, *suffix)
 
 
 @dataclass(frozen=True)
@@ -137,90 +144,122 @@ class Question:
 
     methods: Sequence[str]
     variants: Sequence[str]
-    targets: Sequence[str]
+    targets: Sequence["Target"]
     options: dict[str, Any]
 
-    def check(self, explainer: "Explainer") -> None:
+    @classmethod
+    def checked(
+        cls,
+        explainer: "Explainer",
+        methods: Sequence[str],
+        variants: Sequence[str],
+        targets: Sequence[str],
+        options: dict[str, Any],
+    ) -> "Question":
         """Refuses unknown methods, options and classes before anything is computed or written."""
         from camkit.registry import registry
         from camkit.targets import parse_targets
 
-        for name in self.methods:
-            own = {
-                key.rpartition(".")[2]: value for key, value in self.options.items() if key.rpartition(".")[0] == name
-            }
+        for name in methods:
+            own = {key.rpartition(".")[2]: value for key, value in options.items() if key.rpartition(".")[0] == name}
             registry().get("method", name).signature.options(own)
-        parse_targets(list(self.targets), explainer.class_names, registry().names("target"))
+        functions = registry().names("target", qualified=True)
+        asked, _ = parse_targets(list(targets), explainer.class_names, functions)
+        for target in asked:
+            if "counterfactual" in variants and target.function != "class":
+                raise CamkitError(f"The variant 'counterfactual' is of a class, which '{target.label}' is not.")
+        return cls(methods, variants, asked, options)
 
-    def answer(self, explainer: "Explainer", loaded: "LoadedModel", paths: Iterable[Path]) -> list[Cell]:
+    def cells(self, explainer: "Explainer", images: "Tensor") -> "Iterator[Cell]":
         """All explanations of one batch, computed in one pass."""
-        tensors, views = loaded.read(list(paths))
-        asked: list[str] = []
-        if {"relu", "signed"} & set(self.variants):
-            asked += self.targets
-        if "counterfactual" in self.variants:
-            asked += [f"counterfactual:{target}" for target in self.targets]
-        found = explainer(tensors, list(self.methods), target=asked, options=self.options)
-        cells = []
-        for variant in self.variants:
-            for explanation in found:
-                if (explanation.target.function == "counterfactual") == (variant == "counterfactual"):
-                    shown = replace(explanation, relu=variant != "signed")
-                    cells.append(Cell(variant, shown, views))
-        return cells
+        positive = list(self.targets) if {"relu", "signed"} & set(self.variants) else []
+        negative = [replace(target, function="counterfactual") for target in self.targets]
+        asked = [*positive, *(negative if "counterfactual" in self.variants else [])]
+        with warnings.catch_warnings():
+            # an image is named by its file, not by its place in a batch; the record of each holds its note
+            warnings.simplefilter("ignore", CamkitWarning)
+            found = explainer(images, list(self.methods), target=asked, options=self.options)
+        for variant, (number, explanation) in product(self.variants, enumerate(found)):
+            place = number % len(asked)
+            if (place >= len(positive)) == (variant == "counterfactual"):
+                target = place % len(self.targets), self.targets[place % len(self.targets)]
+                yield Cell(variant, target, replace(explanation, relu=variant != "signed"))
 
 
-def _unique_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    stems: dict[Path, str] = {}
-    for path in paths:
-        stem, number = path.stem, 2
-        while stem in stems.values():
-            stem, number = f"{path.stem}-{number}", number + 1
-        stems[path] = stem
-    return stems
+@dataclass(frozen=True)
+class Drawing:
+    """How one image of a batch is drawn; `picture` is the image as the model saw it, enlarged."""
+
+    picture: Any
+    index: int
+    colormap: str | None
+    alpha: float
+
+    def overlay(self, explanation: "Explanation") -> Any:
+        """The heatmap over the picture, uint8 [H, W, 3]."""
+        from camkit.visualize import overlay, upscale
+
+        heat = explanation.heatmaps[self.index].cpu().numpy()
+        heat = upscale(heat, self.picture.shape[0] // heat.shape[0])
+        colormap = self.colormap if explanation.relu else None
+        return overlay(self.picture, heat, signed=not explanation.relu, colormap=colormap, alpha=self.alpha)
+
+    def save(self, cells: Sequence[Cell], folder: Path, stem: str, *, title: str) -> list[str]:
+        """Writes the overlays and the grid; the names of the overlays' files."""
+        from camkit.output import file_name
+        from camkit.visualize import comparison_grid, save_png
+
+        overlays = [self.overlay(cell.explanation) for cell in cells]
+        names = [f"{name}.png" for name in _distinct(f"{stem}-{file_name(*cell.file_parts())}" for cell in cells)]
+        for name, picture in zip(names, overlays, strict=True):
+            save_png(folder / name, picture)
+        places = [((cell.target[0], cell.row(self.index)), cell.column) for cell in cells]
+        drawn = dict(zip(places, overlays, strict=True))
+        # layers of one class lie below each other; within a class they keep the order of the command
+        rows = sorted(dict.fromkeys(row for row, _ in places), key=lambda row: row[0])
+        columns = list(dict.fromkeys(column for _, column in places))
+        comparison_grid(
+            [[self.picture, *(drawn.get((row, column)) for column in columns)] for row in rows],
+            rows=[label for _, label in rows],
+            columns=["image", *columns],
+            title=title,
+            path=folder / f"{stem}-grid.png",
+        )
+        return names
 
 
-def _picture(cells: Sequence[Cell], index: int) -> Any:
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names, each with a number where it was there before, also for file systems that ignore case."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        distinct, number = name, 2
+        while distinct.lower() in taken:
+            distinct, number = f"{name}-{number}", number + 1
+        taken.add(distinct.lower())
+        found.append(distinct)
+    return found
+
+
+def _enlarged(view: Any) -> Any:
     import numpy as np
 
     from camkit.visualize import upscale
 
-    view = np.asarray(cells[0].views[index])
-    return upscale(view, max(1, -(-SHORTEST_SIDE // min(view.shape[:2]))))
+    picture = np.asarray(view)
+    return upscale(picture, -(-SHORTEST_SIDE // min(picture.shape[:2])))
 
 
-def _add_row(table: Table, path: Path, cell: Cell, record: dict[str, Any]) -> None:
-    peak = record["map"]["peak"]
-    shown = "" if cell.variant == "relu" else f" ({cell.variant})"
-    table.add_row(
-        path.name,
-        record["prediction"]["name"],
-        f"{record['prediction']['probability']:.3f}",
-        record["target"]["name"] + shown,
-        record["method"],
-        record["layer"],
-        f"{peak['x']}, {peak['y']}",
-    )
-
-
-def _save_grid(
-    path: Path, title: str, picture: Any, cells: Sequence[Cell], index: int, colormap: str | None, alpha: float
-) -> None:
-    from camkit.visualize import comparison_grid
-
-    rows: dict[tuple[str, str], dict[tuple[str, str], Any]] = {}
-    columns: dict[tuple[str, str], None] = {}
-    labels = {"relu": "ReLU", "signed": "no ReLU", "counterfactual": "counterfactual"}
-    for cell in cells:
-        explanation = cell.explanation
-        name = explanation.class_name(int(explanation.targets[index]))
-        row, column = (name, explanation.layer or ""), (explanation.method, labels[cell.variant])
-        columns[column] = None
-        rows.setdefault(row, {})[column] = cell.draw(picture, index, colormap=colormap, alpha=alpha)
-    comparison_grid(
-        [[picture, *(drawn.get(column) for column in columns)] for drawn in rows.values()],
-        rows=[f"{name}\n{layer}" for name, layer in rows],
-        columns=["image", *(f"{method}, {shown}" for method, shown in columns)],
-        title=title,
-        path=path,
-    )
+def _report(table: Any, path: Path, cells: Sequence[Cell], records: Sequence[dict[str, Any]]) -> None:
+    """Adds an image's rows to the table, and says which of its maps are blank and why."""
+    blank: dict[str, list[str]] = {}
+    for place, (cell, record) in enumerate(zip(cells, records, strict=True)):
+        prediction, peak, name = record["prediction"], record["map"]["peak"], record["target"]["name"]
+        shown = (path.name, f"{prediction['name']} {prediction['probability']:.3f}") if place == 0 else ("", "")
+        facts = (name, cell.variant, record["method"], record["layer"] or "")
+        table.add_row(*shown, *facts, f"{peak['x']}, {peak['y']}")
+        if record["note"]:
+            blank.setdefault(record["note"], []).append(", ".join(filter(None, facts)))
+    for note, affected in blank.items():
+        more = f" and {len(affected) - 1} more" if len(affected) > 1 else ""
+        warnings.warn(f"{path.name} ({affected[0]}{more}): {note}", CamkitWarning, stacklevel=2)

@@ -112,8 +112,8 @@ def with_model(*, required: bool = True) -> Callable[[Callable[..., None]], Call
 
 
 def comma_separated(text: str | None) -> list[str]:
-    """The parts of ``A,B``, without empty ones."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+    """The parts of ``A,B``, each once, without empty ones."""
+    return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
 def parse_options(given: Sequence[str], methods: Sequence[str]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise CamkitError(
             f"--size was '{text}'; a number of pixels such as 224, or height x width such as 224x320, is expected."
         )

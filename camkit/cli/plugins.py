@@ -1,50 +1,57 @@
 """``camkit plugins``: what is installed, what it takes, and what is broken and why."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from camkit.errors import CamkitError
+from camkit.cli import printing
+from camkit.errors import CamkitError, unknown
 
 
 def plugins(
-    name: Annotated[str | None, typer.Argument(help="Show one item with its options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one item with its options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the installed methods, targets, attacks, metrics …, and what is broken and why."""
+    """List what is installed, and what is broken and why.
+
+    Methods, targets, attacks, metrics and the rest, each with the distribution that it comes from; with NAME
+    (NAME, or distribution:NAME) what the item asks for and which options it takes.
+    """
     from camkit.registry import registry
 
     found = registry()
-    items = [_describe(item) for kind in found.kinds() for item in found.items(kind)]
-    broken = [
-        {"distribution": p.distribution, "version": p.version, "plugin": p.name, "module": p.module, "error": p.error}
-        for p in found.plugins
-    ]
+    items = [item for kind in found.kinds() for item in found.items(kind)]
     if name is not None:
-        items = [item for item in items if name in (item["name"], f"{item['distribution']}:{item['name']}")]
+        names = [candidate for item in items for candidate in (item.name, item.qualified)]
+        items = [item for item in items if name in (item.name, item.qualified)]
         if not items:
-            everything = [item.name for kind in found.kinds() for item in found.items(kind)]
-            from camkit.errors import unknown
-
-            raise unknown("item", name, everything)
+            raise unknown("item", name, names)
+    described = [_describe(item) for item in items]
     if as_json:
-        typer.echo(json.dumps({"plugins": broken, "items": items}, indent=2, default=str))
-        return
-    console = Console()
-    if name is not None:
-        for item in items:
-            _show(console, item)
-        return
-    console.print(_items_table(items))
-    failures = [entry for entry in broken if entry["error"]]
-    if failures:
-        table = Table("plugin", "from", "why it is broken", title="Broken plugins", title_justify="left")
-        for entry in failures:
-            table.add_row(str(entry["plugin"]), f"{entry['distribution']} {entry['version']}", str(entry["error"]))
-        console.print(table)
+        everything = {"plugins": [asdict(plugin) for plugin in found.plugins], "items": described}
+        typer.echo(json.dumps(everything, indent=2, default=str))
+    elif name is not None:
+        for item in described:
+            _show(item)
+    else:
+        _print_items(described)
+        print_broken()
+
+
+def print_broken() -> None:
+    """Prints which plugins are broken and why, if any are."""
+    from camkit.registry import registry
+
+    broken = [plugin for plugin in registry().plugins if plugin.error]
+    if broken:
+        table = printing.table("plugin", "from", "why it is broken", title="Broken plugins")
+        for plugin in broken:
+            origin = f"{plugin.distribution} {plugin.version}"
+            table.add_row(plugin.name, origin, Text(str(plugin.error), style="red"))
+        printing.console().print(table)
 
 
 def _describe(item: Any) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def _describe(item: Any) -> dict[str, Any]:
     signature = getattr(value, "signature", None)
     function = getattr(value, "function", value)
     return {
-        "kind": item.kind,
+        "kind": item.kind.replace("_", " "),
         "name": item.name,
         "distribution": item.distribution,
         "error": item.error,
@@ -63,27 +70,26 @@ def _describe(item: Any) -> dict[str, Any]:
     }
 
 
-def _items_table(items: list[dict[str, Any]]) -> Table:
-    table = Table("kind", "name", "from", "what it is", title="Installed", title_justify="left")
+def _print_items(items: list[dict[str, Any]]) -> None:
+    table = printing.table("kind", "name", "from", "what it is")
     previous = ""
     for item in items:
-        kind = item["kind"].replace("_", " ")
-        if previous and kind != previous:
-            table.add_section()
-        what = f"[red]broken: {item['error']}[/]" if item["error"] else item["summary"]
-        table.add_row(kind if kind != previous else "", item["name"], item["distribution"], what)
-        previous = kind
-    return table
+        if previous and item["kind"] != previous:
+            table.add_row()
+        what = Text(f"broken: {item['error']}", style="red") if item["error"] else item["summary"]
+        table.add_row(item["kind"] if item["kind"] != previous else "", item["name"], item["distribution"], what)
+        previous = item["kind"]
+    printing.console().print(table)
 
 
-def _show(console: Console, item: dict[str, Any]) -> None:
+def _show(item: dict[str, Any]) -> None:
     if item["error"]:
         raise CamkitError(f"The {item['kind']} '{item['name']}' of {item['distribution']} is broken: {item['error']}")
-    console.print(f"[bold]{item['name']}[/]  {item['kind'].replace('_', ' ')} from {item['distribution']}")
-    console.print(item["summary"], markup=False)
+    printing.line(f"{item['name']}: {item['kind']} from {item['distribution']}")
+    printing.line(item["summary"])
     if item["paper"]:
-        console.print(f"paper: {item['paper']}", markup=False)
+        printing.line(f"paper: {item['paper']}")
     if item["asks"]:
-        console.print(f"asks for: {', '.join(item['asks'])}", markup=False)
+        printing.line(f"asks for: {', '.join(item['asks'])}")
     for option, facts in item["options"].items():
-        console.print(f"option {item['name']}.{option}: {facts['type']} = {facts['default']!r}", markup=False)
+        printing.line(f"option: {item['name']}.{option} ({facts['type']}) = {facts['default']!r}")

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from camkit.check import Check
     from camkit.evaluate import Measurement
-    from camkit.exports import Check
 
 MODELS = ("demo:resnet", "demo:vgg", "demo:vit")
 EXPORTED = ("demo:resnet", "demo:vit")
@@ -39,7 +39,11 @@ def demo(
     scenes: Annotated[int, typer.Option(min=4, help="Scenes on which the pointing game is played.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Explain digit scenes by two of their classes, measure the maps, export and verify, write a report."""
+    """Run everything on digit scenes and write a report.
+
+    Scenes are explained by two of their classes with each method on three models; the maps are measured against the
+    digits' boxes, and Grad-CAM is exported to ONNX and verified.
+    """
     from camkit import output as files
 
     started = time.perf_counter()

@@ -96,7 +96,7 @@ def targets(scenes: Sequence[Scene]) -> Floats:
 
 def inputs(scenes: Sequence[Scene]) -> Floats:
     """The scenes' images as the models take them: normalised, float32 [B, 3, 96, 96]."""
-    images = np.stack([scene.image for scene in scenes]).astype(np.float32) / 255
+    images = np.array([scene.image for scene in scenes], np.float32).reshape(-1, SIDE, SIDE, 3) / 255
     normalised = (images - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
@@ -175,9 +175,8 @@ def _fragment(fields: Bytes, random: RandomState) -> Floats:
 def _scene(handwriting: _Handwriting, digit_count: int, random: RandomState) -> Scene:
     labels = random.permutation(len(CLASS_NAMES))[:digit_count]
     glyphs, boxes = _placed_glyphs([handwriting.by_label[label] for label in labels], random)
-    is_dark = random.random_sample() < 0.6
     grounds, inks = handwriting.dark, handwriting.bright
-    if not is_dark:
+    if random.random_sample() > 0.6:
         grounds, inks = inks, grounds
     ground = _background(grounds, random)
     canvas = _cluttered(ground, handwriting, random)

@@ -1,0 +1,170 @@
+"""What was measured, as Markdown: the same text on the screen and in the documentation."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from contestants import ALL_METHODS, CAMKIT, FLOOR, PLAIN, THREADS
+from serving import CAM_GRAPH, EAGER, PLAIN_GRAPH
+from timing import Cost, Spread, Timing
+
+DISTRIBUTIONS = ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "grad-cam", "torchcam", "captum", "numpy")
+CNNS = ("resnet50", "vgg16", "resnet18")
+
+
+@dataclass
+class Results:
+    """Everything that one run measured: times and ONNX times by (model, batch), memory by model and contestant."""
+
+    rounds: int
+    size: int
+    batches: Sequence[int]
+    times: dict[tuple[str, int], Timing] = field(default_factory=dict)
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    onnx: dict[tuple[str, int], Timing] = field(default_factory=dict)
+
+
+def document(results: Results, command: str) -> str:
+    """The whole page."""
+    parts = [
+        "# Benchmarks",
+        "What an explanation costs, in multiples of the plain forward pass that it contains. How this is measured and "
+        "how to read it: [benchmarks/README.md](../benchmarks/README.md). This page is written by",
+        f"```\n{command}\n```",
+        _environment(results),
+    ]
+    parts += _times(results)
+    parts += _memory(results)
+    parts += _onnx(results)
+    parts += ["## Aims", _aims(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _environment(results: Results) -> str:
+    facts = [
+        ("CPU", f"{_processor()}, {THREADS} threads"),
+        ("Python", platform.python_version()),
+        *((name, found) for name in DISTRIBUTIONS if (found := _version(name))),
+    ]
+    lines = [f"* {name}: {value}" for name, value in facts]
+    return "\n".join([*lines, f"* images: 3x{results.size}x{results.size}, random; models: random weights"])
+
+
+def _times(results: Results) -> list[str]:
+    parts = []
+    for batch in results.batches:
+        timings = {model: timing for (model, own), timing in results.times.items() if own == batch}
+        if not timings:
+            continue
+        names = list(dict.fromkeys(name for timing in timings.values() for name in timing.ratios))
+        rows = [[f"*{PLAIN}: seconds*", *(_seconds(timing.reference) for timing in timings.values())]]
+        rows += [[_label(name, PLAIN), *(_ratio(timing, name) for timing in timings.values())] for name in names]
+        parts += [f"## Time, batch {batch}", _table(["", *timings], rows)]
+    if parts:
+        parts.append(_legend(results.rounds))
+    return parts
+
+
+def _onnx(results: Results) -> list[str]:
+    if not results.onnx:
+        return []
+    rows = [
+        [f"*{PLAIN_GRAPH}: seconds*", *(_seconds(timing.reference) for timing in results.onnx.values())],
+        *(
+            [_label(name, PLAIN_GRAPH), *(_ratio(timing, name) for timing in results.onnx.values())]
+            for name in (PLAIN_GRAPH, CAM_GRAPH, EAGER)
+        ),
+    ]
+    header = ["", *(f"{model}, batch {batch}" for model, batch in results.onnx)]
+    return ["## Exported, in ONNX Runtime", _table(header, rows)]
+
+
+def _memory(results: Results) -> list[str]:
+    if not results.memory:
+        return []
+    names = list(dict.fromkeys(name for peaks in results.memory.values() for name in peaks))
+    rows = [[name, *(_peak(peaks.get(name), peaks[PLAIN]) for peaks in results.memory.values())] for name in names]
+    return [
+        f"## Peak memory, batch {results.batches[0]}",
+        _table(["", *results.memory], rows),
+        "MiB over what the process held before (multiple of the plain forward).",
+    ]
+
+
+def aims(results: Results) -> list[tuple[str, str, bool]]:
+    """What camkit is meant to reach, what was measured, and whether that is so; of a full run, its first batch size."""
+    found = []
+    for (model, batch), timing in results.times.items():
+        floor, own, every = (timing.cpu(name) for name in (FLOOR, CAMKIT, ALL_METHODS))
+        where = f"{model}, batch {batch}"
+        found.append(
+            (
+                f"time at the hand-written floor within its spread: {where}",
+                f"{own.median:.2f}, floor {floor.median:.2f} ({floor.low:.2f} - {floor.high:.2f})",
+                own.median <= floor.high,
+            )
+        )
+        extra = every.median / own.median
+        found.append((f"all methods in one call at most 1.10 x Grad-CAM: {where}", f"{extra:.2f}", extra <= 1.10))
+    for model, peaks in results.memory.items():
+        bound = 1.05 if model in CNNS else 1.7
+        share = peaks[CAMKIT] / peaks[PLAIN]
+        found.append((f"memory at most {bound:.2f} x plain: {model}", f"{share:.2f}", share <= bound))
+    for (model, batch), timing in results.onnx.items():
+        if batch == results.batches[0]:
+            share = timing.cpu(CAM_GRAPH).median
+            found.append((f"ONNX at most 1.10 x plain ONNX: {model}, batch {batch}", f"{share:.2f}", share <= 1.10))
+    return found
+
+
+def _aims(results: Results) -> str:
+    return _table(["", "measured", "met"], [[aim, value, "yes" if met else "no"] for aim, value, met in aims(results)])
+
+
+def _legend(rounds: int) -> str:
+    return (
+        f"**CPU-time ratio**, median of {rounds} rounds (lowest - highest); ratio on the clock. "
+        "The plain forward against itself shows the noise."
+    )
+
+
+def _label(name: str, reference: str) -> str:
+    return f"{name}, against itself" if name == reference else name
+
+
+def _seconds(costs: Sequence[Cost]) -> str:
+    cpu, wall = Spread.of([cost.cpu for cost in costs]), Spread.of([cost.wall for cost in costs])
+    return f"{cpu.median:.3g} CPU; {wall.median:.3g} clock"
+
+
+def _ratio(timing: Timing, name: str) -> str:
+    if name not in timing.ratios:
+        return "n/a"
+    cpu, wall = timing.cpu(name), timing.wall(name)
+    return f"**{cpu.median:.2f}** ({cpu.low:.2f} - {cpu.high:.2f}); {wall.median:.2f}"
+
+
+def _peak(peak: float | None, reference: float) -> str:
+    return "n/a" if peak is None else f"{peak:.0f} ({peak / reference:.2f})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,130 @@
+"""ONNX: one file, weights inside, operators of ONNX itself only, nothing about the machine that it was made on."""
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import GraphProto, ModelProto
+
+from camkit import plugin
+from camkit.errors import CamkitError
+from camkit.exports import ExportReport, ExportRequest
+from camkit_export.publish import publish
+from camkit_export.session import INPUTS, METADATA_KEY, OUTPUTS, OnnxSession
+from camkit_export.trace import Graph, missing_rule
+
+OLDEST_OPSET = 18
+
+# Protocol Buffers hold no more than 2 GiB in one message.
+_LARGEST = 2**31 - 1
+
+
+@plugin.exporter("onnx", suffix=".onnx")
+def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET) -> ExportReport:
+    """Writes an explanation as ONNX, with a dynamic batch. `opset` is 18 or later.
+
+    Raises:
+        CamkitError: an operator has no ONNX form, or ONNX Runtime's answers do not agree with the oracle.
+    """
+    if opset < OLDEST_OPSET:
+        raise CamkitError(f"The ONNX opset must be {OLDEST_OPSET} or later, not {opset}.")
+    shape = request.image_shape
+
+    def write(graph: Graph, target: Path, metadata: str) -> int:
+        model = _convert(graph, shape, opset)
+        _strip(model)
+        entry = model.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, metadata
+        if model.ByteSize() > _LARGEST:
+            raise CamkitError("The model is larger than the 2 GiB that an ONNX file can hold.")
+        target.write_bytes(model.SerializeToString())
+        return len(model.graph.node)
+
+    return publish(request, path, write, OnnxSession)
+
+
+def _convert(graph: Graph, shape: tuple[int, int, int], opset: int) -> ModelProto:
+    example = (torch.zeros(3, *shape), torch.zeros(3, dtype=torch.int64))
+    batch = torch.export.Dim("batch")
+    dynamic: dict[str, Any] = {name: {0: batch} for name in INPUTS}
+    with _quiet():
+        try:
+            program = torch.export.export(graph, example, dynamic_shapes=dynamic)
+            exported: Any = torch.onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=INPUTS,
+                output_names=OUTPUTS,
+                external_data=False,
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:  # whatever the exporter stumbles over, its user gets one sentence
+            raise _explained(error, graph.origins) from error
+    model: ModelProto = exported.model_proto
+    written = next(entry.version for entry in model.opset_import if not entry.domain)
+    if written != opset:
+        raise CamkitError(f"The graph cannot be written in ONNX opset {opset}; {written} is possible.")
+    return model
+
+
+def _explained(error: BaseException, origins: Mapping[str, str]) -> CamkitError:
+    """The error for an operator that ONNX lacks, if that is what the exporter complains about."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    reason = " ".join(str(error).split())
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", reason)
+    if missing is None:
+        return CamkitError(f"The ONNX exporter failed: {reason[:400]}")
+    operator = f"{missing[1]}.{missing[2]}"
+    return missing_rule(operator, origins.get(operator))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what the exporters say about their progress; what goes wrong is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip(model: ModelProto) -> None:
+    """Leaves the graph and nothing else: traces and names of the exporting machine's files are all over the rest."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    _strip_graph(model.graph)
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    used = {node.domain for node in model.graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain and opset.domain not in used]:
+        model.opset_import.remove(opset)
+
+
+def _strip_graph(graph: GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            if attribute.HasField("g"):
+                _strip_graph(attribute.g)

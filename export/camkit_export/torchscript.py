@@ -1,0 +1,120 @@
+"""TorchScript: a file that torch alone can load and run, without autograd and without the model's code."""
+
+import copy
+import io
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from camkit import plugin
+from camkit.errors import CamkitError
+from camkit.exports import ExportReport, ExportRequest
+from camkit_export.publish import publish
+from camkit_export.session import Floats, Integers, Session, read_bytes
+from camkit_export.trace import Graph
+
+METADATA_FILE = "camkit.json"
+
+aten = torch.ops.aten
+
+# TorchScript knows no symbolic sizes, and views that a functional graph may take need a copy where strides differ.
+_METHODS = {
+    aten.sym_size.int: "size",
+    aten.sym_numel.default: "numel",
+    aten.view.default: "reshape",
+    aten._unsafe_view.default: "reshape",
+    aten.expand.default: "expand",
+}
+
+
+@plugin.exporter("torchscript", suffix=".pt")
+def export_torchscript(request: ExportRequest, path: Path) -> ExportReport:
+    """Writes an explanation as TorchScript, with a dynamic batch.
+
+    Raises:
+        CamkitError: an operator has no TorchScript form, or the file's answers do not agree with the oracle.
+    """
+    return publish(request, path, _write, TorchScriptSession)
+
+
+class TorchScriptSession(Session):
+    """An exported ``.pt`` file, run by torch on the CPU.
+
+    Raises:
+        CamkitError: there is no such file, it is damaged or not camkit's, or it uses operators of others.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        data = read_bytes(path)
+        extra = {METADATA_FILE: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch.jit announces its own end
+                self._module = torch.jit.load(io.BytesIO(data), map_location="cpu", _extra_files=extra).eval()
+        except (RuntimeError, ValueError) as error:
+            raise CamkitError(
+                f"{path} cannot be read: it is truncated or not TorchScript ({str(error).splitlines()[0]})."
+            ) from error
+        metadata: str | bytes = extra[METADATA_FILE]
+        super().__init__(path, (metadata.decode() if isinstance(metadata, bytes) else metadata) or None)
+        custom = sorted(_operators(self._module.inlined_graph))
+        if custom:
+            raise CamkitError(f"{path} is refused: it uses the operator {custom[0]}, which is not torch's own.")
+
+    def _run(self, images: Floats, classes: Integers) -> tuple[Floats, Floats, Floats, Integers]:
+        with torch.inference_mode():
+            outputs = self._module(torch.from_numpy(images), torch.from_numpy(classes))
+        logits, heatmaps, maps, explained = (output.numpy() for output in outputs)
+        return logits, heatmaps, maps, explained
+
+
+def _operators(block: Any) -> set[str]:
+    """The kinds of the nodes in a graph and in its branches that are not torch's own."""
+    found = set()
+    for node in block.nodes():
+        if node.kind().split("::")[0] not in ("aten", "prim"):
+            found.add(str(node.kind()))
+        for inner in node.blocks():
+            found |= _operators(inner)
+    return found
+
+
+def _write(graph: Graph, path: Path, metadata: str) -> int:
+    scriptable = copy.copy(graph)
+    scriptable._modules = {**graph._modules, "explain": _scriptable(graph.explain)}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            module = torch.jit.freeze(torch.jit.script(scriptable.eval()))
+        except RuntimeError as error:
+            raise CamkitError(f"TorchScript cannot express the graph: {' '.join(str(error).split())[:400]}") from error
+        torch.jit.save(module, buffer, _extra_files={METADATA_FILE: metadata})
+    path.write_bytes(_without_debug_files(buffer.getvalue()))
+    return sum(1 for _ in module.inlined_graph.nodes())
+
+
+def _scriptable(explain: GraphModule) -> GraphModule:
+    """A copy of the graph in the words of TorchScript; parameters are shared."""
+    graph = GraphModule(explain, copy.deepcopy(explain.graph))
+    for node in graph.graph.nodes:
+        if node.target in _METHODS:
+            node.op, node.target = "call_method", _METHODS[node.target]
+        elif isinstance(node.target, torch._ops.OpOverload):
+            node.target = node.target.overloadpacket
+    graph.recompile()
+    return graph
+
+
+def _without_debug_files(archive: bytes) -> bytes:
+    """The archive without the files that map its code to sources on the exporting machine; torch loads it as before."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            if not name.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(name), source.read(name))
+    return buffer.getvalue()

@@ -1,0 +1,246 @@
+"""One functional graph of an explanation: forward pass, gradient of the head, method. No autograd is left in it."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.fx.traceback
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
+from torch.fx import GraphModule, Node, symbolic_trace
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from camkit import plugin
+from camkit.errors import CamkitError
+from camkit.exports import ExportRequest
+from camkit.heatmap import heatmaps
+from camkit.registry import registry
+
+# A batch size that a graph holds as a number differs between the two; neither is a size that PyTorch specialises.
+_BATCHES = (3, 5)
+
+# What autograd needs between tensors that share memory; in a graph without it each is its argument.
+_ALIASES = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.lift_fresh_copy.default,
+)
+
+
+class _Heatmap(nn.Module):
+    def __init__(self, size: tuple[int, int], relu: bool) -> None:
+        super().__init__()
+        self.size, self.relu = size, relu
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return heatmaps(maps, self.size, relu=self.relu)
+
+
+class Graph(nn.Module):
+    """What is written to a file: images and class indices in; logits, heatmap, map and explained class out.
+
+    The heatmap is made around the traced graph rather than in it, so that its resize stays one operator.
+
+    Attributes:
+        origins: for an operator of the graph, a module that uses it, as far as that is known; for error messages.
+    """
+
+    def __init__(self, explain: GraphModule, size: tuple[int, int], relu: bool, origins: Mapping[str, str]) -> None:
+        super().__init__()
+        self.explain = explain
+        self.origins = origins
+        self.heatmap = symbolic_trace(_Heatmap(size, relu))
+
+    def forward(self, image: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image [B, C, H, W], class index [B] -> logits [B, classes], heatmap [B, H, W], map [B, h, w], class [B]."""
+        logits, maps, explained = self.explain(image, class_index)
+        return logits, self.heatmap(maps), maps, explained
+
+
+def installed_rules() -> tuple[dict[Any, Callable[..., Any]], list[type]]:
+    """Rules by operator, and function modes, of every installed plugin. Of two rules the first-party one is taken."""
+    rules: dict[Any, Callable[..., Any]] = {}
+    modes: list[type] = []
+    for item in registry().values("decomposition"):
+        for mark in plugin.marks(item):
+            if "operator" in mark.facts:
+                rules.setdefault(mark.facts["operator"], item)
+            elif item not in modes:
+                modes.append(item)
+    return rules, modes
+
+
+def trace(
+    request: ExportRequest,
+    rules: Mapping[Any, Callable[..., Any]] | None = None,
+    modes: Iterable[type] | None = None,
+) -> Graph:
+    """The graph of an explanation, with a dynamic batch and parameters as constants.
+
+    `rules` (operator -> decomposition) and `modes` (`TorchFunctionMode` classes) default to those of all plugins.
+
+    Raises:
+        CamkitError: an operator has no rule, or something that depends on the batch was about to be frozen.
+    """
+    if rules is None or modes is None:
+        found_rules, found_modes = installed_rules()
+        rules, modes = found_rules if rules is None else rules, found_modes if modes is None else modes
+    (first, origins), (second, _) = (_trace(request, rules, modes, batch) for batch in _BATCHES)
+    if first.code != second.code or not _same_constants(first, second):
+        raise CamkitError(
+            f"The graph depends on the batch size: traced with {_BATCHES[0]} and with {_BATCHES[1]} images it differs; "
+            "the model or the method turns the number of images, or a value computed from them, into a constant."
+        )
+    _refuse_unconnected(first)
+    return Graph(first, (request.image_shape[1], request.image_shape[2]), request.relu, origins)
+
+
+def _trace(
+    request: ExportRequest, rules: Mapping[Any, Callable[..., Any]], modes: Iterable[type], batch: int
+) -> tuple[GraphModule, dict[str, str]]:
+    with ExitStack() as stack:
+        # the batch is the one symbol: not even a size that happens to equal it is taken for it
+        shapes = ShapeEnv(assume_static_by_default=True, duck_shape=False)
+        fake = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True, allow_fallback_kernels=False)
+        dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * 3
+        images, classes = (
+            fake.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic[: tensor.dim()]))
+            for tensor in (torch.zeros(batch, *request.image_shape), torch.zeros(batch, dtype=torch.int64))
+        )
+        # both have one batch: said here, or a comparison of the two sizes would be left in the graph
+        torch._check(images.shape[0] == classes.shape[0])
+        # fused attention has no backward in terms of forward operators
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_module_names())
+        for mode in modes:
+            stack.enter_context(mode())
+
+        def traced(function: Callable[..., Any]) -> GraphModule:
+            table = {**core_aten_decompositions(), **rules}
+            tracer = make_fx(function, decomposition_table=table, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            return tracer(images, classes)
+
+        try:
+            graph = traced(request.explain)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise CamkitError(f"The model or the method cannot be traced into a graph: {reason[0][:400]}") from error
+        _refuse_backward(graph)
+        origins = {str(node.target): module for node in graph.graph.nodes if (module := _own_module(node))}
+        if any(_mutates(node) for node in graph.graph.nodes):
+            graph = traced(functionalize(graph))
+    _clean(graph)
+    return graph, origins
+
+
+def _mutates(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+@contextmanager
+def _module_names() -> Iterator[None]:
+    """Writes the module that runs into the metadata of the nodes that are traced, for error messages."""
+    stack: list[str] = []
+    names: dict[int, str] = {}
+    tracing = threading.get_ident()  # the hooks see the models of every thread
+
+    def note() -> None:
+        torch.fx.traceback.current_meta["nn_module_stack"] = {str(depth): name for depth, name in enumerate(stack)}
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() != tracing:
+            return
+        if not stack:
+            names.update({id(child): name for name, child in module.named_modules()})
+        path = names.get(id(module), "")
+        stack.append(f"{type(module).__name__} '{path}'" if path else type(module).__name__)
+        note()
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if threading.get_ident() == tracing:
+            stack.pop()
+            note()
+
+    with torch.fx.traceback.preserve_node_meta():
+        before = nn.modules.module.register_module_forward_pre_hook(enter)
+        after = nn.modules.module.register_module_forward_hook(leave)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+
+def _refuse_backward(graph: GraphModule) -> None:
+    """A backward operator that is left over has no forward form, so no runtime would know it."""
+    for node in graph.graph.nodes:
+        operator = str(node.target)
+        if node.op == "call_function" and ("_backward" in operator or "as_strided" in operator):
+            raise missing_rule(operator, _module_of(node))
+
+
+def missing_rule(operator: str, module: str | None) -> CamkitError:
+    """The error for an operator without a rule; `module` is where it comes from, if that is known."""
+    where = f", used by the module {module}," if module else ""
+    return CamkitError(
+        f"The operator {operator}{where} cannot be exported; a plugin can add a rule for it with the hook "
+        "camkit_decompositions."
+    )
+
+
+def _module_of(node: Node) -> str | None:
+    """The module whose forward pass led to a node: its own, or that of the operator it is the gradient of."""
+    forward = str(node.target).split(".")[1].removesuffix("_backward")
+    sources = [node, *reversed(node.all_input_nodes)]
+    relatives = [other for other in node.graph.nodes if str(other.target).split(".")[1:2] == [forward]]
+    users: list[Node] = [user for source in node.all_input_nodes for user in source.users]
+    return next((module for other in [*sources, *relatives, *users] if (module := _own_module(other))), None)
+
+
+def _own_module(node: Node) -> str | None:
+    modules = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(modules[-1]) if modules else None
+
+
+def _clean(graph: GraphModule) -> None:
+    """Drops aliases, dead code and whatever nodes remember of this machine; no tensor is changed in place by now."""
+    for node in graph.graph.nodes:
+        if node.target in _ALIASES:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node"):
+            node.meta.pop(key, None)
+    graph.recompile()
+
+
+def _constants(graph: GraphModule) -> list[Tensor]:
+    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+
+
+def _same_constants(first: GraphModule, second: GraphModule) -> bool:
+    return all(
+        one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+        for one, other in zip(_constants(first), _constants(second), strict=True)
+    )
+
+
+def _refuse_unconnected(graph: GraphModule) -> None:
+    """An output that does not depend on the image was frozen while tracing."""
+    image = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    dependent = {image}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and any(source in dependent for source in node.all_input_nodes):
+            if str(node.target).startswith("aten.sym_size"):
+                continue  # depends on how many images there are, not on what they show
+            dependent.add(node)
+    results = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    for name, result in zip(("logits", "map"), results, strict=False):
+        if result not in dependent:
+            raise CamkitError(f"The {name} would be frozen: it does not depend on the image in the traced graph.")

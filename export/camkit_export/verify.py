@@ -1,0 +1,267 @@
+"""An exported file against its own test vectors, and against eager PyTorch and the float64 oracle.
+
+The file runs in its own engine. Test vectors hold the oracle's answers, so that checking them needs no model; their
+images regenerate from a seed.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from camkit.check import Check
+from camkit.errors import CamkitError
+from camkit.serving import load
+from camkit_export.agreement import (
+    LOOSEST,
+    Case,
+    Doubles,
+    Mask,
+    Tolerances,
+    agreement,
+    heatmap_errors,
+    relative_errors,
+    untied,
+    worst,
+)
+from camkit_export.session import Floats, Integers, Result, Session
+
+if TYPE_CHECKING:
+    from camkit.exports import ExportRequest
+
+BATCHES = (1, 3, 8)
+_VECTORS = 3
+_SEED = 0
+_SEEDS_TO_TRY = 4
+
+# How far float32 rounding may move a hidden value, as a shift of the input (which has a deviation of 1).
+_ROUNDING = 1e-6
+# Of the images, how many may have a map that jumps.
+_JUMPING = 0.25
+# Heatmaps in test vectors are kept at about this many points a side, which is enough to recognise the resize.
+_POINTS = 16
+
+
+def verify_file(path: str | Path) -> tuple[Check, ...]:
+    """Runs the test vectors of an exported file; needs no model, and no torch for ONNX.
+
+    Raises:
+        CamkitError: the file cannot be opened or its vectors are damaged. A disagreement is a failed check.
+    """
+    session: Session = load(path)
+    return verify_vectors(session)
+
+
+def verify_vectors(session: Session) -> tuple[Check, ...]:
+    """As `verify_file`, for a session that is open."""
+    try:
+        case, tolerances = _decode(session.vectors, session)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CamkitError(f"The test vectors of {session.path} are damaged: {error!r}.") from error
+    return agreement([case], [session(case.images, case.classes)], tolerances, session.relu, "stored vectors")
+
+
+def compare(path: str | Path, request: "ExportRequest") -> tuple[Check, ...]:
+    """An exported file against the float64 oracle and eager PyTorch, on fresh images in batches of 1, 3 and 8.
+
+    Raises:
+        CamkitError: the file cannot be opened or is of another model, or the comparison would prove nothing since the
+            reference is constant. A disagreement is a failed check.
+    """
+    session: Session = load(path)
+    return compare_session(session, request)
+
+
+def compare_session(session: Session, request: "ExportRequest") -> tuple[Check, ...]:
+    """As `compare`, for a session that is open."""
+    for what, has, needs in (
+        ("images", session.image_shape, tuple(request.image_shape)),
+        ("classes", session.classes, request.classes),
+        ("ReLU", session.relu, request.relu),
+    ):
+        if has != needs:
+            raise CamkitError(f"{session.path} is of another model: its {what} are {has}, the model's {needs}.")
+    cases, eager, tolerances = _references(request, [_case(request, batch, seed=_SEED + batch) for batch in BATCHES])
+    _refuse_constant(cases[-1], tolerances, request)
+    results = [session(case.images, case.classes) for case in cases]
+    cases = [_without_jumps(request, case, result, tolerances) for case, result in zip(cases, results, strict=True)]
+    if sum(int((~case.clear).sum()) for case in cases) > _JUMPING * sum(BATCHES):
+        cases = [replace(case, clear=untied(case.logits, case.classes)) for case in cases]
+    against_eager = agreement(
+        [replace(case, logits=one.logits, maps=one.maps) for case, one in zip(cases, eager, strict=True)],
+        results,
+        tolerances,
+        request.relu,
+        "eager model",
+    )
+    return (*agreement(cases, results, tolerances, request.relu, "oracle"), *against_eager[:2])
+
+
+def demand(checks: Sequence[Check], what: str) -> None:
+    """Raises a CamkitError with the figures unless every check passed."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        figures = "; ".join(f"{check.name}: {check.error:.2e}, allowed {check.tolerance:.0e}" for check in failed)
+        raise CamkitError(f"{what} does not agree with its model ({figures}).")
+
+
+def make_vectors(request: "ExportRequest") -> dict[str, Any]:
+    """Test vectors as JSON values: a seed, classes, the oracle's answers and the tolerances."""
+    for seed in range(_SEED, _SEED + _SEEDS_TO_TRY):
+        (case,), _, tolerances = _references(request, [_case(request, _VECTORS, seed)])
+        everywhere = np.ones(_VECTORS, dtype=bool)
+        case = replace(case, clear=case.clear & ~_jumps(request, case, everywhere, tolerances))
+        if case.clear.sum() >= 2:  # one could be all that agrees with a frozen map
+            break
+    else:
+        raise CamkitError("The export cannot be verified: for most test images rounding alone changes the map.")
+    step = max(1, min(request.image_shape[1:]) // _POINTS)
+    return {
+        "seed": seed,
+        "shape": list(case.images.shape),
+        "classes": case.classes.tolist(),
+        "clear": case.clear.tolist(),
+        "logits": _encode(case.logits),
+        "maps": _encode(case.maps),
+        "heatmaps": _encode(case.heatmaps[:, ::step, ::step]),
+        "heatmap_step": step,
+        "tolerances": asdict(tolerances),
+    }
+
+
+def _decode(vectors: Mapping[str, Any], session: Session) -> tuple[Case, Tolerances]:
+    shape = [int(size) for size in vectors["shape"]]
+    if tuple(shape[1:]) != session.image_shape or not 1 <= shape[0] <= 64:
+        raise ValueError(f"images of shape {shape}")
+    case = Case(
+        images=_images(int(vectors["seed"]), shape),
+        classes=np.asarray(vectors["classes"], dtype=np.int64),
+        logits=_array(vectors["logits"]),
+        maps=_array(vectors["maps"]),
+        heatmaps=_array(vectors["heatmaps"]),
+        clear=np.asarray(vectors["clear"], dtype=bool),
+        step=int(vectors["heatmap_step"]),
+    )
+    limits = vectors["tolerances"]
+    return case, Tolerances(float(limits["logits"]), float(limits["map"]), float(limits["heatmap"]))
+
+
+def _encode(values: Doubles) -> dict[str, Any]:
+    data = base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
+    return {"shape": list(values.shape), "float32": data}
+
+
+def _array(stored: Mapping[str, Any]) -> Doubles:
+    flat = np.frombuffer(base64.b64decode(stored["float32"], validate=True), dtype="<f4")
+    return flat.reshape(stored["shape"]).astype(np.float64)
+
+
+def _images(seed: int, shape: Sequence[int]) -> Floats:
+    return np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
+
+
+def _classes(seed: int, batch: int, classes: int) -> Integers:
+    """Some top classes, then classes that differ from each other as far as there are enough of them."""
+    chosen = np.random.RandomState(seed).permutation(classes)[np.arange(batch) % classes].astype(np.int64)
+    chosen[: (batch + 1) // 4] = -1
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Answer:
+    logits: Doubles
+    maps: Doubles
+
+
+def _oracle(request: "ExportRequest", images: NDArray[Any], classes: Integers) -> tuple[_Answer, Doubles]:
+    """The oracle's answer and its heatmaps."""
+    import torch
+
+    from camkit.heatmap import heatmaps
+
+    logits, maps = request.oracle(torch.from_numpy(images).double(), torch.from_numpy(classes))
+    maps = maps.double().cpu()
+    heat = heatmaps(maps, (images.shape[2], images.shape[3]), relu=request.relu)
+    return _Answer(logits.double().cpu().numpy(), maps.numpy()), heat.numpy()
+
+
+def _eager(request: "ExportRequest", case: Case) -> _Answer:
+    import torch
+
+    logits, maps, _ = request.explain(torch.from_numpy(case.images), torch.from_numpy(case.classes))
+    return _Answer(logits.detach().double().cpu().numpy(), maps.detach().double().cpu().numpy())
+
+
+def _case(request: "ExportRequest", batch: int, seed: int) -> Case:
+    images = _images(seed, (batch, *request.image_shape))
+    classes = _classes(seed, batch, request.classes)
+    if batch >= 4:  # the last three: one class for two images, then the same image for another class
+        classes[-3] = classes[-2]
+        images[-1] = images[-2]
+    answer, heat = _oracle(request, images, classes)
+    return Case(images, classes, answer.logits, answer.maps, heat, untied(answer.logits, classes))
+
+
+def _references(request: "ExportRequest", cases: list[Case]) -> tuple[list[Case], list[_Answer], Tolerances]:
+    """The cases without images whose map jumps in eager, eager's answers, and ten times eager's error as tolerance."""
+    from camkit.testing import tolerance
+
+    eager = [_eager(request, case) for case in cases]
+    loosest = Tolerances(LOOSEST, LOOSEST)
+    kept = []
+    for case, answer in zip(cases, eager, strict=True):
+        off = relative_errors(answer.maps, case.maps) > LOOSEST
+        kept.append(replace(case, clear=case.clear & ~_jumps(request, case, off & case.clear, loosest)))
+    pairs = list(zip(kept, eager, strict=True))
+    logits = worst(relative_errors(answer.logits, case.logits) for case, answer in pairs)
+    maps = worst(relative_errors(answer.maps, case.maps)[case.clear] for case, answer in pairs)
+    return kept, eager, Tolerances(tolerance(logits), tolerance(maps))
+
+
+def _without_jumps(request: "ExportRequest", case: Case, result: Result, tolerances: Tolerances) -> Case:
+    off = relative_errors(result.maps, case.maps) > tolerances.map
+    off |= (heatmap_errors(result.heatmaps, case) > tolerances.heatmap) & case.curved(request.relu)
+    return replace(case, clear=case.clear & ~_jumps(request, case, off & case.clear, tolerances))
+
+
+def _jumps(request: "ExportRequest", case: Case, suspects: Mask, tolerances: Tolerances) -> Mask:
+    """Which of the suspects [B] have a map that jumps when the image moves by as much as rounding does.
+
+    A gradient is discontinuous where a ReLU's input is zero or two values tie for a maximum. With a hidden value that
+    near, float32 may take either side, and so may each engine: like a tie of classes, it has two right answers.
+    """
+    found = np.zeros(len(case.images), dtype=bool)
+    if suspects.any():
+        images = case.images[suspects].astype(np.float64)
+        shift = _ROUNDING * np.random.RandomState(_SEED).standard_normal(images.shape)
+        there = replace(case, heatmaps=case.heatmaps[suspects])
+        curved = case.curved(request.relu)[suspects]
+        for near in (images + shift, images - shift):
+            answer, heat = _oracle(request, near, case.explained[suspects])
+            found[suspects] |= relative_errors(answer.maps, case.maps[suspects]) > tolerances.map / 2
+            found[suspects] |= curved & (heatmap_errors(heat, there) > tolerances.heatmap / 2)
+    return found
+
+
+def _refuse_constant(case: Case, tolerances: Tolerances, request: "ExportRequest") -> None:
+    """A reference that is constant would agree with a graph in which the map was frozen."""
+    flat = case.maps.reshape(len(case.maps), -1)
+    constant = flat.max(axis=1) - flat.min(axis=1) <= tolerances.map * np.abs(flat).max(axis=1)
+
+    def same(one: int, other: int) -> bool:
+        return bool(relative_errors(flat[one][None], flat[other][None])[0] <= tolerances.map)
+
+    if constant.all():
+        _prove_nothing("is constant over every test image: it has one cell, or the layer does not reach the score")
+    if same(-3, -2):
+        _prove_nothing("does not change with the image")
+    if request.classes > 1 and request.provenance.get("class_specific", True) and same(-2, -1):
+        _prove_nothing("does not change with the class")
+
+
+def _prove_nothing(how: str) -> None:
+    raise CamkitError(f"The export cannot be verified: by the float64 oracle the map {how}.")

@@ -1,0 +1,71 @@
+"""Narrow instances of library models: what publish() compares is the whole test, so each case only exports."""
+
+import pytest
+import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import BasicBlock as TimmBlock
+from timm.models.resnet import ResNet as TimmResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torchvision.models.densenet import DenseNet
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import VGG, make_layers
+
+from camkit_export.onnx import export_onnx
+from camkit_export.torchscript import export_torchscript
+from conftest import layercam, make_request
+
+
+def resnet() -> nn.Module:
+    return ResNet(BasicBlock, [1, 2, 1, 1], num_classes=9)
+
+
+def timm_resnet() -> nn.Module:
+    return TimmResNet(TimmBlock, [1, 1, 1, 1], channels=(8, 12, 16, 24), num_classes=9)
+
+
+def densenet() -> nn.Module:
+    return DenseNet(8, (2, 2, 2), 16, num_classes=9)
+
+
+def vgg() -> nn.Module:
+    model = VGG(make_layers([12, "M", 16, "M", 20, 20, "M"]), num_classes=9, init_weights=False)
+    model.avgpool = nn.AdaptiveAvgPool2d((3, 4))
+    model.classifier = nn.Sequential(nn.Linear(20 * 12, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 9))
+    return model
+
+
+def transformer() -> nn.Module:
+    return VisionTransformer(img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=3, num_classes=9)
+
+
+def swin() -> nn.Module:
+    return SwinTransformer(img_size=64, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=9)
+
+
+CASES = {
+    "last stage": lambda: make_request(resnet(), "layer4", 64),
+    "inside a residual stage": lambda: make_request(resnet(), "layer2.0", (64, 75), method=layercam),
+    "before max-pooling": lambda: make_request(timm_resnet(), "act1", 48),
+    "in-place ReLU behind the layer": lambda: make_request(vgg(), "features.8", (61, 84), relu=False),
+    "adaptive pooling that does not divide": lambda: make_request(vgg(), "features.9", (61, 84)),
+    "average pooling between blocks": lambda: make_request(densenet(), "features.denseblock1", 75),
+    "tokens": lambda: make_request(transformer(), "blocks.1.norm1", 64, layout="tokens", prefix=1, grid=(4, 4)),
+    "channels last": lambda: make_request(swin(), "layers.0", 64, layout="nhwc"),
+    "layer norm and depthwise convolution": lambda: make_request(
+        ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=9), "stages.2", 96
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("export", "suffix"), [(export_onnx, "onnx"), (export_torchscript, "pt")])
+def test_export(case, export, suffix, tmp_path):
+    torch.manual_seed(0)
+    report = export(CASES[case](), tmp_path / f"a.{suffix}")
+    oracle = {check.name.split()[0]: check for check in report.checks if "oracle" in check.name}
+    assert oracle["logits"].images == 12
+    assert oracle["map"].images >= 10
+    assert oracle["heatmap"].images >= 4
+    assert oracle["map"].error <= oracle["map"].tolerance <= 5e-4

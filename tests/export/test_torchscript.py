@@ -1,0 +1,110 @@
+"""The TorchScript file: loaded by torch alone, without debug files, nothing about the machine that it comes from."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from camkit.errors import CamkitError
+from camkit_export.torchscript import METADATA_FILE, TorchScriptSession
+from conftest import images
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ALONE = """
+import json, sys, torch
+extra = {"camkit.json": ""}
+module = torch.jit.load(sys.argv[1], _extra_files=extra)
+outputs = module(torch.ones(2, 3, 45, 38), torch.tensor([-1, 3]))
+assert not [name for name in sys.modules if name.split(".")[0] in ("camkit", "camkit_export", "onnx", "pluggy")]
+print(json.dumps([list(output.shape) for output in outputs] + [json.loads(extra["camkit.json"])["classes"]]))
+"""
+
+
+def test_torch_alone_loads_it(small_pt, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, small_pt], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.stderr == ""
+    assert json.loads(run.stdout) == [[2, 7], [2, 45, 38], [2, 23, 19], [2], 7]
+
+
+def test_no_debug_files_and_no_trace_of_this_machine(small_pt):
+    with zipfile.ZipFile(small_pt) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        content = b"".join(archive.read(name) for name in names)
+    assert f"archive/extra/{METADATA_FILE}" in names
+    assert not [name for name in names if "debug" in name]
+    for text in (
+        str(ROOT),
+        str(Path.home()),
+        os.path.dirname(torch.__file__),
+        "site-packages",
+        "eval_with_key",
+        'File "',
+    ):
+        assert text.encode() not in content, text
+
+
+def test_exporting_machine_wrote_them_once(small_pt):
+    """The archive with debug files would have failed the test above: torch writes them."""
+    module = torch.jit.load(small_pt)
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".debug_pkl")]
+
+
+def test_it_agrees_with_onnx(small_pt, small_onnx, small):
+    from camkit_export.session import OnnxSession
+
+    batch = images(3, small.image_shape)
+    one, other = (session(batch, [-1, 2, 6]) for session in (OnnxSession(small_onnx), TorchScriptSession(small_pt)))
+    np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one.maps, other.maps, rtol=0, atol=1e-4 * np.abs(one.maps).max())
+    np.testing.assert_allclose(one.heatmaps, other.heatmaps, rtol=0, atol=1e-3)
+    assert one.classes.tolist() == other.classes.tolist()
+
+
+def test_weights_without_a_graph_are_refused(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "a.pt")
+    with pytest.raises(CamkitError, match="not TorchScript"):
+        TorchScriptSession(tmp_path / "a.pt")
+
+
+def test_script_of_somebody_else_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "a.pt")
+    with pytest.raises(CamkitError, match="not exported by camkit"):
+        TorchScriptSession(tmp_path / "a.pt")
+
+
+def test_truncated_file_is_refused(small_pt, tmp_path):
+    (tmp_path / "a.pt").write_bytes(small_pt.read_bytes()[:-200])
+    with pytest.raises(CamkitError, match="truncated or not TorchScript"):
+        TorchScriptSession(tmp_path / "a.pt")
+
+
+def test_custom_operator_is_refused(small_pt, tmp_path):
+    library = torch.library.Library("camkit_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: 2 * x, "CompositeExplicitAutograd")
+
+    class Custom(torch.nn.Module):
+        def forward(self, image: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+            if image.sum() > 0:
+                return torch.ops.camkit_test.twice(image)
+            return image
+
+    with zipfile.ZipFile(small_pt) as archive:
+        metadata = archive.read(f"archive/extra/{METADATA_FILE}").decode()
+    torch.jit.save(torch.jit.script(Custom()), tmp_path / "a.pt", _extra_files={METADATA_FILE: metadata})
+    with pytest.raises(CamkitError, match="camkit_test::twice"):
+        TorchScriptSession(tmp_path / "a.pt")

@@ -1,0 +1,227 @@
+"""The methods' formulas: against values worked out by hand, against the plain reference, and by their properties."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import reference
+import zoo
+from camkit import Explainer, heatmap
+from camkit.registry import registry
+
+GRADIENT_METHODS = [name for name in reference.METHODS if name != "cam"]
+HOMOGENEOUS = [name for name in GRADIENT_METHODS if name != "gradcam++"]
+
+
+def raw(method: str, activations: Tensor, second: Tensor) -> Tensor:
+    """The registered method on bare tensors; `second` is the gradients, or the classifier's weights for CAM."""
+    found = registry().get("method", method)
+    given = {"activations": activations, "gradients": second, "classifier_weights": second}
+    result = found.function(*(given[name] for name in found.signature.asks), **found.signature.options())
+    return result.sum(dim=1) if result.ndim == 4 else result
+
+
+def random_pair(batch=3, channels=5, height=3, width=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(batch, channels, height, width, generator=generator, dtype=dtype) for _ in range(2)]
+
+
+def tensor(*channels):
+    return torch.tensor([channels], dtype=torch.float64)
+
+
+# Two channels, the second one signed:
+#     A1 = 1 2   A2 = 2 -1      G1 =  1 0   G2 = -2  1
+#          3 4        0  3           -1 2         0 -1
+# Sums: A1 10, A2 4, G1 2, G2 -2.
+A = tensor([[1.0, 2.0], [3.0, 4.0]], [[2.0, -1.0], [0.0, 3.0]])
+G = tensor([[1.0, 0.0], [-1.0, 2.0]], [[-2.0, 1.0], [0.0, -1.0]])
+W = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+
+HAND = {
+    # 2 A1 - A2 = [2-2, 4+1; 6-0, 8-3]
+    "cam": (W, [[0.0, 5.0], [6.0, 5.0]]),
+    # weights 2/4 and -2/4: [0.5-1, 1+0.5; 1.5-0, 2-1.5]
+    "gradcam": (G, [[-0.5, 1.5], [1.5, 0.5]]),
+    # channel 1, 1/(2 + g 10) times g where g > 0: 1/12 + 2/22 = 23/132; channel 2, 1/(2 + g 4): 1/6 = 22/132
+    # (23 A1 + 22 A2)/132 = [23+44, 46-22; 69+0, 92+66]/132
+    "gradcam++": (G, [[67 / 132, 24 / 132], [69 / 132, 158 / 132]]),
+    # G1 A1 + G2 A2 = [1-4, 0-1; -3+0, 8-3]
+    "hirescam": (G, [[-3.0, -1.0], [-3.0, 5.0]]),
+    # relu(G1) A1 + relu(G2) A2 = [1+0, 0-1; 0+0, 8+0]: the signed activation keeps its sign
+    "layercam": (G, [[1.0, -1.0], [0.0, 8.0]]),
+    # weights (1+0-3+8)/10 = 0.6 and (-4-1+0-3)/4 = -2: [0.6-4, 1.2+2; 1.8-0, 2.4-6]
+    "xgradcam": (G, [[-3.4, 3.2], [1.8, -3.6]]),
+}
+
+
+def test_every_registered_method_has_a_reference_and_a_hand_computed_value():
+    assert registry().names("method") == sorted(reference.METHODS) == sorted(HAND)
+
+
+@pytest.mark.parametrize("method", HAND)
+def test_hand_computed_value(method):
+    second, expected = HAND[method]
+    torch.testing.assert_close(raw(method, A, second)[0], torch.tensor(expected, dtype=torch.float64))
+    np.testing.assert_allclose(reference.METHODS[method](A[0].numpy(), second[0].numpy()), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", reference.METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_method_equals_reference_on_random_signed_tensors(method, dtype):
+    activations, gradients = random_pair(dtype=dtype)
+    second = gradients.mean(dim=(2, 3)) if method == "cam" else gradients
+    expected = np.stack(
+        [reference.METHODS[method](a, g) for a, g in zip(activations.numpy(), second.numpy(), strict=True)]
+    )
+    assert all(one.max() - one.min() > 0.1 * np.abs(one).max() for one in expected)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(raw(method, activations, second).numpy(), expected, rtol=0, atol=tolerance * scale)
+
+
+ZERO_DENOMINATORS = {
+    # sum(A) = 0: the channel has no weight, although its gradient is not zero
+    "xgradcam, features that cancel": ("xgradcam", [[1.0, -1.0], [2.0, -2.0]], [[1.0, 2.0], [3.0, 4.0]], [[0, 0], [0, 0]]),
+    "xgradcam, dead channel": ("xgradcam", [[0.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]], [[0, 0], [0, 0]]),
+    # sum(A) = -2, so 2 + g sum(A) is 0 where g = 1 and 1 where g = 0.5: w = 0 + 0.5/1
+    "gradcam++, one position": ("gradcam++", [[-1.0, -1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.5]], [[-0.5, -0.5], [0, 0]]),
+    # g = 0 everywhere: 0/0 in the paper's form, no weight here
+    "gradcam++, no gradient": ("gradcam++", [[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], [[0, 0], [0, 0]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ZERO_DENOMINATORS)
+def test_zero_denominator_gives_no_weight(case):
+    method, activations, gradients, expected = ZERO_DENOMINATORS[case]
+    found = raw(method, tensor(activations), tensor(gradients))[0]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_the_order_of_channels_does_not_matter(method):
+    activations, gradients = random_pair()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    found = raw(method, activations[:, order], gradients[:, order])
+    torch.testing.assert_close(found, raw(method, activations, gradients))
+    assert not torch.allclose(found, raw(method, activations[:, order], gradients))
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_images_of_a_batch_do_not_influence_each_other(method):
+    activations, gradients = random_pair()
+    alone = [raw(method, a[None], g[None]) for a, g in zip(activations, gradients, strict=True)]
+    torch.testing.assert_close(raw(method, activations, gradients), torch.cat(alone))
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+@pytest.mark.parametrize("power", [-40, 40])
+def test_the_unit_of_a_channel_does_not_matter(method, power):
+    """A channel t times as large, whose gradient is 1/t: the same function, the same map; a constant would show."""
+    activations, gradients = random_pair()
+    units = torch.tensor([0, power, 1, -3, power], dtype=torch.float64).exp2()[None, :, None, None]
+    found = raw(method, activations * units, gradients / units)
+    torch.testing.assert_close(found, raw(method, activations, gradients), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("method", HOMOGENEOUS)
+@pytest.mark.parametrize("factor", [1e-12, 3.0, 1e12])
+def test_scaling_the_logits_scales_the_map_and_leaves_the_heatmap(method, factor):
+    activations, gradients = random_pair()
+    maps, scaled = raw(method, activations, gradients), raw(method, activations, gradients * factor)
+    torch.testing.assert_close(scaled, maps * factor, rtol=1e-9, atol=0)
+    torch.testing.assert_close(heatmap.heatmaps(scaled, (12, 16)), heatmap.heatmaps(maps, (12, 16)))
+
+
+def test_gradcam_plusplus_depends_on_gradient_times_sum_only():
+    """It is not linear in the gradient; as logits shrink, it tends to the map weighted by sum(relu(g)) / 2."""
+    activations, gradients = random_pair()
+    weights = gradients.clamp(min=0).sum(dim=(2, 3)) / 2
+    limit = (activations * weights[:, :, None, None]).sum(dim=1)
+    tiny = raw("gradcam++", activations, gradients * 1e-12)
+    torch.testing.assert_close(tiny / 1e-12, limit, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(raw("gradcam++", activations, gradients), limit, rtol=0.1)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam"])
+def test_constant_activations_and_gradients_give_a_flat_map_and_an_empty_heatmap(method):
+    activations, gradients = (values.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 3, 4) for values in random_pair())
+    maps = raw(method, activations, gradients)
+    torch.testing.assert_close(maps, maps[:, :1, :1].expand_as(maps))
+    flat = torch.full((1, 3, 4), 2.5)
+    assert heatmap.heatmaps(flat, (12, 16)).eq(0).all()
+    assert heatmap.heatmaps(flat, (12, 16), relu=False).eq(1).all()
+
+
+def test_heatmap_takes_relu_then_resizes_then_stretches_once():
+    # Bilinear from 1x2 to 1x4 (align_corners=False) takes [a, 3/4 a + 1/4 b, 1/4 a + 3/4 b, b].
+    maps = torch.tensor([[[-4.0, 8.0]]])
+    # ReLU first: [0, 8] -> [0, 2, 6, 8] -> [0, 1/4, 3/4, 1]
+    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 4)), torch.tensor([[[0, 0.25, 0.75, 1]]]))
+    # signed: [-4, -1, 5, 8] / 8
+    expected = torch.tensor([[[-0.5, -0.125, 0.625, 1]]])
+    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 4), relu=False), expected)
+
+
+# Where the logits are one linear layer on the mean of the activations. The layer None is the adapter's own.
+CAM_DEFINED = {
+    "torchvision:resnet18": (96, None),
+    "timm:resnet": (64, None),
+    "timm:resnet-bottleneck": (64, None),
+    "timm:vit-linear": (48, None),
+    "demo:resnet": (96, None),
+    "demo:vgg": (96, None),
+}
+
+
+@pytest.mark.parametrize("target", ["top", 3, "counterfactual:top"])
+@pytest.mark.parametrize("name", CAM_DEFINED)
+def test_gradcam_is_cam_divided_by_the_number_of_positions(name, target, random_model):
+    """The proof in the Grad-CAM paper; in such a model the gradient is w_k / (h w) at every position."""
+    size, layer = CAM_DEFINED[name]
+    images = zoo.inputs(name, 2, size)
+    cam, gradcam = Explainer(random_model(name), layer)(images, ["cam", "gradcam"], target, relu=False)
+    positions = cam.maps[0].numel()
+    assert positions > 1
+    assert bool((cam.maps.flatten(1).std(dim=1) > 1e-3 * cam.maps.flatten(1).abs().amax(dim=1)).all())
+    scale = float(cam.maps.abs().max())
+    torch.testing.assert_close(gradcam.maps * positions, cam.maps, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(gradcam.heatmaps, cam.heatmaps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["hirescam", "xgradcam"])
+def test_behind_pooling_and_a_linear_layer_these_methods_are_gradcam(method, random_model):
+    found, gradcam = Explainer(random_model("torchvision:resnet18"))(zoo.images(2, 96), [method, "gradcam"], 3)
+    scale = float(gradcam.maps.abs().max())
+    torch.testing.assert_close(found.maps, gradcam.maps, rtol=0, atol=1e-5 * scale)
+
+
+def test_hirescam_and_cam_sum_up_to_the_score(random_model):
+    model = random_model("torchvision:resnet18")
+    hirescam, cam = Explainer(model)(zoo.images(3, 96), ["hirescam", "cam"], 3)
+    without_bias = hirescam.logits[:, 3] - model.fc.bias[3].detach()
+    torch.testing.assert_close(hirescam.maps.sum(dim=(1, 2)), without_bias, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cam.maps.mean(dim=(1, 2)), without_bias, rtol=1e-4, atol=1e-4)
+
+
+# Where it is not: hidden layers behind the pooling, a class token, a norm behind the pooling, an earlier layer.
+CAM_UNDEFINED = [
+    ("torchvision:vgg11", None),
+    ("torchvision:alexnet", None),
+    ("torchvision:vit", None),
+    ("timm:vit", None),
+    ("timm:vit-average", None),
+    ("torchvision:resnet18", "layer3"),
+    ("torchvision:resnet18", "layer4.0"),
+    ("timm:vit-linear", "blocks.-1"),
+]
+
+
+@pytest.mark.parametrize(("name", "layer"), CAM_UNDEFINED)
+def test_cam_is_refused_where_it_is_not_defined(name, layer, random_model):
+    size = 96 if name in ("torchvision:alexnet", "torchvision:resnet18") else 48
+    explainer = Explainer(random_model(name), layer)
+    with zoo.refused("CAM needs", "global average", explainer.plan(zoo.images(1, size), ["cam"], [layer]).layers[0].path):
+        explainer(zoo.images(1, size), "cam")
+    assert "cam" not in explainer.applicable(zoo.images(1, size))
