@@ -120,8 +120,8 @@ def camkit_gradcam(model: nn.Module, case: Case) -> Iterator[Run]:
     yield lambda images: explainer(images, target=CLASS).heatmaps
 
 
-# the methods that a model does not refuse; trying them once for each model is enough
-_applicable: dict[Case, list[str]] = {}
+# The methods that a model does not refuse, filled when they are first asked for.
+METHODS: dict[Case, list[str]] = {}
 
 
 @contextmanager
@@ -129,9 +129,9 @@ def camkit_all_methods(model: nn.Module, case: Case) -> Iterator[Run]:
     import camkit
 
     explainer = camkit.Explainer(model, layer=case.layer)
-    if case not in _applicable:
-        _applicable[case] = explainer.applicable(make_images(1, 224))
-    methods = _applicable[case]
+    if case not in METHODS:
+        METHODS[case] = explainer.applicable(make_images(1, 224))
+    methods = METHODS[case]
     yield lambda images: [one.heatmaps for one in explainer(images, method=methods, target=CLASS)]
 
 

@@ -25,6 +25,7 @@ from contestants import (
     CAMKIT,
     CASES,
     CONTESTANTS,
+    METHODS,
     PLAIN,
     THREADS,
     applies,
@@ -84,6 +85,7 @@ def measure_time(options: argparse.Namespace, results: Results, progress: Progre
                 _rounds(progress, f"time: {model}, batch {batch}", contestants, options) as go,
             ):
                 results.times[model, batch] = interleave(partial(run, images), contestants, options.rounds, go)
+        results.methods[model] = METHODS[case]
 
 
 def measure_onnx(options: argparse.Namespace, results: Results, progress: Progress) -> None:

@@ -16,7 +16,10 @@ CNNS = ("resnet50", "vgg16", "resnet18")
 
 @dataclass
 class Results:
-    """Everything that one run measured: times and ONNX times by (model, batch), memory by model and contestant."""
+    """Everything that one run measured: times and ONNX times by (model, batch), memory by model and contestant.
+
+    `methods` are those that camkit runs in one call, by model.
+    """
 
     rounds: int
     size: int
@@ -24,6 +27,7 @@ class Results:
     times: dict[tuple[str, int], Timing] = field(default_factory=dict)
     memory: dict[str, dict[str, float]] = field(default_factory=dict)
     onnx: dict[tuple[str, int], Timing] = field(default_factory=dict)
+    methods: dict[str, list[str]] = field(default_factory=dict)
 
 
 def document(results: Results, command: str) -> str:
@@ -63,7 +67,7 @@ def _times(results: Results) -> list[str]:
         rows += [[_label(name, PLAIN), *(_ratio(timing, name) for timing in timings.values())] for name in names]
         parts += [f"## Time, batch {batch}", _table(["", *timings], rows)]
     if parts:
-        parts.append(_legend(results.rounds))
+        parts.append(_legend(results))
     return parts
 
 
@@ -94,7 +98,7 @@ def _memory(results: Results) -> list[str]:
 
 
 def aims(results: Results) -> list[tuple[str, str, bool]]:
-    """What camkit is meant to reach, what was measured, and whether that is so; of a full run, its first batch size."""
+    """What camkit is meant to reach, what was measured, and whether that is so."""
     found = []
     for (model, batch), timing in results.times.items():
         floor, own, every = (timing.cpu(name) for name in (FLOOR, CAMKIT, ALL_METHODS))
@@ -123,10 +127,11 @@ def _aims(results: Results) -> str:
     return _table(["", "measured", "met"], [[aim, value, "yes" if met else "no"] for aim, value, met in aims(results)])
 
 
-def _legend(rounds: int) -> str:
+def _legend(results: Results) -> str:
+    methods = "; ".join(f"{model}: {', '.join(names)}" for model, names in results.methods.items())
     return (
-        f"**CPU-time ratio**, median of {rounds} rounds (lowest - highest); ratio on the clock. "
-        "The plain forward against itself shows the noise."
+        f"**CPU-time ratio**, median of {results.rounds} rounds (lowest - highest); ratio on the clock. The plain "
+        f"forward against itself shows the noise. All methods are, on {methods}."
     )
 
 

@@ -102,7 +102,7 @@ class Explanation:
         )
 
     def record(self, index: int) -> dict[str, Any]:
-        """One image's result as JSON values: prediction, target and statistics of the map."""
+        """One image's result as JSON values: prediction, target and map statistics; None for what is not finite."""
         probabilities = self.probabilities[index]
         top, explained = int(probabilities.argmax()), int(self.targets[index])
         values = self.maps[index].detach().float()
@@ -112,21 +112,21 @@ class Explanation:
             "method": self.method,
             "options": dict(self.options),
             "layer": self.layer,
-            "prediction": {"class": top, "name": self.class_name(top), "probability": float(probabilities[top])},
+            "prediction": {"class": top, "name": self.class_name(top), "probability": _number(probabilities[top])},
             "target": {
                 "function": self.target.function,
                 "asked": self.target.label,
                 "class": explained,
                 "name": self.class_name(explained),
-                "probability": float(probabilities[explained]),
-                "score": float(self.scores[index]),
+                "probability": _number(probabilities[explained]),
+                "score": _number(self.scores[index]),
             },
             "map": {
                 "shape": list(values.shape),
-                "minimum": float(values.min()),
-                "maximum": float(values.max()),
-                "mean": float(values.mean()),
-                "positive_share": float((values > 0).float().mean()),
+                "minimum": _number(values.min()),
+                "maximum": _number(values.max()),
+                "mean": _number(values.mean()),
+                "positive_share": _number((values > 0).float().mean()),
                 "peak": {"x": column, "y": row},
             },
             "relu": self.relu,
@@ -201,6 +201,10 @@ def warn_of_blanks(explanation: Explanation) -> None:
         where = f" at '{explanation.layer}'" if explanation.layer else ""
         text = f"The map by {explanation.method}{where} of {which} {note.removeprefix('The map ')}"
         warnings.warn(text, CamkitWarning, stacklevel=5)
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
 
 
 _BLANK = {

@@ -60,9 +60,16 @@ class Method:
         """The method's result for one layer and one target: a signed map [B, h, w] for methods of kind ``map``.
 
         Raises:
-            CamkitError: the function returned something else than its kind says.
+            CamkitError: the function failed, or returned something else than its kind says.
         """
-        result = self.function(*(this.value(quantity) for quantity in self.quantities), **options)
+        given = [this.value(quantity) for quantity in self.quantities]
+        try:
+            result = self.function(*given, **options)
+        except CamkitError:
+            raise
+        # whatever a plugin's function stumbles over is its own; the cause stays attached for its author
+        except Exception as error:
+            raise CamkitError(f"The method '{self.name}' failed: {type(error).__name__}: {error}") from error
         batch = this.scored.scores.shape[0]
         allowed = (3, 4) if self.kind == "map" else (4,)
         if not isinstance(result, Tensor) or result.ndim not in allowed or result.shape[0] != batch:

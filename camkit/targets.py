@@ -96,9 +96,7 @@ class Target:
                 f"one whole number, or one for each of the {batch} images, is expected."
             )
         if int(index.max()) >= classes:
-            raise CamkitError(
-                f"Class {int(index.max())} was asked for, but the model has {classes} classes: 0 to {classes - 1}."
-            )
+            raise CamkitError(_too_large(int(index.max()), classes))
         return resolve_top(index.long().expand(batch), logits)
 
 
@@ -129,7 +127,7 @@ def parse_targets(given: Any, class_names: Sequence[str] | None, functions: Sequ
             f"A target was given as {given!r}; a class index, a class name, 'top', 'top-3' or 'last' is expected."
         )
     if isinstance(given, int):
-        return [Target(class_index=given, label=class_label(given, class_names))], False
+        return [_numbered(given, class_names)], False
     return _parse_text(given.strip(), class_names, functions)
 
 
@@ -138,6 +136,16 @@ def class_label(index: int, class_names: Sequence[str] | None) -> str:
     if index < 0:
         return "top"
     return class_names[index] if class_names and index < len(class_names) else str(index)
+
+
+def _numbered(index: int, class_names: Sequence[str] | None) -> Target:
+    if class_names and index >= len(class_names):
+        raise CamkitError(_too_large(index, len(class_names)))
+    return Target(class_index=index, label=class_label(index, class_names))
+
+
+def _too_large(index: int, classes: int) -> str:
+    return f"Class {index} was asked for, but the model has {classes} classes: 0 to {classes - 1}."
 
 
 def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequence[str]) -> tuple[list[Target], bool]:
@@ -154,9 +162,11 @@ def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequenc
         return [Target(class_index=Rank(0 if text == "top" else -1), label=text)], False
     if match := re.fullmatch(r"top-([1-9]\d*)", text):
         places = range(int(match[1]))
+        if names and len(places) > len(names):
+            raise CamkitError(f"The target '{text}' asks for more classes than the model has ({len(names)}).")
         return [Target(class_index=Rank(place), label=f"top {place + 1}") for place in places], True
     if re.fullmatch(r"-?\d+", text):
-        return [Target(class_index=int(text), label=class_label(int(text), class_names))], False
+        return [_numbered(int(text), class_names)], False
     for index, name in enumerate(names):
         # ImageNet's names are lists of synonyms, "tabby, tabby cat"
         if text.lower() in (name.lower(), *(synonym.strip().lower() for synonym in name.split(","))):
@@ -166,4 +176,4 @@ def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequenc
         if names
         else "the model's class names are not known, give the class's number or a labels file."
     )
-    raise unknown("class", text, names, hint)
+    raise unknown("class", text, [synonym.strip() for name in names for synonym in name.split(",")], hint)

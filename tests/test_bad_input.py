@@ -159,7 +159,7 @@ def test_explain(case: Case, folder: Path, tmp_path: Path, monkeypatch: pytest.M
     [
         ("explian", "There is no command 'explian'; did you mean 'explain'"),
         ("explain whole.jpg", "Missing option '--model' / '-m'."),
-        ("explain --model demo:resnet", "Missing argument 'IMAGE|FOLDER...'."),
+        ("explain --model demo:resnet", "Missing argument 'IMAGE|FOLDER'."),
         ("plugins gradcan", "There is no item 'gradcan'; did you mean 'gradcam'"),
         ("adapters --model demo:resnett", "There is no demo model 'resnett'; did you mean 'resnet'?"),
         ("doctor --model demo:resnet --layer layr4", "There is no layer 'layr4'"),

@@ -1,4 +1,4 @@
-"""The benchmarks run and compare equal things. How long anything takes is for a quiet machine to say, not for a test."""
+"""The benchmarks run, and compare equal things. How long anything takes is for a quiet machine to say, not a test."""
 
 import math
 import os

@@ -83,13 +83,23 @@ def test_method_equals_reference_on_random_signed_tensors(method, dtype):
 
 ZERO_DENOMINATORS = {
     # sum(A) = 0: the channel has no weight, although its gradient is not zero
-    "xgradcam, features that cancel": ("xgradcam", [[1.0, -1.0], [2.0, -2.0]], [[1.0, 2.0], [3.0, 4.0]], [[0, 0], [0, 0]]),
+    "xgradcam, features that cancel": (
+        "xgradcam",
+        [[1.0, -1.0], [2.0, -2.0]],
+        [[1.0, 2.0], [3.0, 4.0]],
+        [[0, 0], [0, 0]],
+    ),
     "xgradcam, dead channel": ("xgradcam", [[0.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]], [[0, 0], [0, 0]]),
     # sum(A) = -2, so 2 + g sum(A) is 0 where g = 1 and 1 where g = 0.5: w = 0 + 0.5/1
-    "gradcam++, one position": ("gradcam++", [[-1.0, -1.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.5]], [[-0.5, -0.5], [0, 0]]),
+    "gradcam++, one position": (
+        "gradcam++",
+        [[-1.0, -1.0], [0.0, 0.0]],
+        [[1.0, 0.0], [0.0, 0.5]],
+        [[-0.5, -0.5], [0, 0]],
+    ),
     # g = 0 everywhere: 0/0 in the paper's form, no weight here
     "gradcam++, no gradient": ("gradcam++", [[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]], [[0, 0], [0, 0]]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ZERO_DENOMINATORS)
@@ -155,13 +165,18 @@ def test_constant_activations_and_gradients_give_a_flat_map_and_an_empty_heatmap
 
 
 def test_heatmap_takes_relu_then_resizes_then_stretches_once():
-    # Bilinear from 1x2 to 1x4 (align_corners=False) takes [a, 3/4 a + 1/4 b, 1/4 a + 3/4 b, b].
-    maps = torch.tensor([[[-4.0, 8.0]]])
-    # ReLU first: [0, 8] -> [0, 2, 6, 8] -> [0, 1/4, 3/4, 1]
-    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 4)), torch.tensor([[[0, 0.25, 0.75, 1]]]))
-    # signed: [-4, -1, 5, 8] / 8
-    expected = torch.tensor([[[-0.5, -0.125, 0.625, 1]]])
-    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 4), relu=False), expected)
+    # Bilinear from 1x3 to 1x6 (align_corners=False) takes [a, 3/4 a + 1/4 b, 1/4 a + 3/4 b, 3/4 b + 1/4 c, ..., c].
+    maps = torch.tensor([[[-4.0, 8.0, 4.0]]])
+    # ReLU first: [0, 8, 4] -> [0, 2, 6, 7, 5, 4]; the peak of 8 is lost in between, so 7 becomes 1
+    expected = torch.tensor([[[0.0, 2.0, 6.0, 7.0, 5.0, 4.0]]]) / 7
+    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 6)), expected)
+    # signed: [-4, -1, 5, 7, 5, 4], scaled symmetrically
+    expected = torch.tensor([[[-4.0, -1.0, 5.0, 7.0, 5.0, 4.0]]]) / 7
+    torch.testing.assert_close(heatmap.heatmaps(maps, (1, 6), relu=False), expected)
+    # without a negative value the lowest one is 0 with ReLU: [2, 6] -> [2, 3, 5, 6]
+    torch.testing.assert_close(
+        heatmap.heatmaps(torch.tensor([[[2.0, 6.0]]]), (1, 4)), torch.tensor([[[0, 0.25, 0.75, 1]]])
+    )
 
 
 # Where the logits are one linear layer on the mean of the activations. The layer None is the adapter's own.
@@ -222,6 +237,7 @@ CAM_UNDEFINED = [
 def test_cam_is_refused_where_it_is_not_defined(name, layer, random_model):
     size = 96 if name in ("torchvision:alexnet", "torchvision:resnet18") else 48
     explainer = Explainer(random_model(name), layer)
-    with zoo.refused("CAM needs", "global average", explainer.plan(zoo.images(1, size), ["cam"], [layer]).layers[0].path):
+    path = explainer.plan(zoo.images(1, size), ["cam"], [layer]).layers[0].path
+    with zoo.refused("CAM needs", "global average", f"'{path}'"):
         explainer(zoo.images(1, size), "cam")
     assert "cam" not in explainer.applicable(zoo.images(1, size))

@@ -111,7 +111,8 @@ def test_equals_torchcam(name, layer, method):
 
 
 def test_cam_equals_torchcam():
-    assert_same(ours("torchvision:resnet18", "cam", "layer4"), torchcam_package("torchvision:resnet18", tc.CAM, "layer4"))
+    name, layer = "torchvision:resnet18", "layer4"
+    assert_same(ours(name, "cam", layer), torchcam_package(name, tc.CAM, layer))
 
 
 # captum knows no tokens: on a ViT it averages over the wrong axes

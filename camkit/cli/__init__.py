@@ -1,5 +1,6 @@
 """The command ``camkit``: commands are entry points of the group ``camkit.commands``, loaded when they are called."""
 
+import inspect
 import sys
 import warnings
 from importlib.metadata import EntryPoint
@@ -92,12 +93,18 @@ def main() -> None:
 def _command(entry: EntryPoint) -> Any:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     try:
-        alone.command(entry.name)(entry.load())
+        function = entry.load()
+        alone.command(entry.name, help=_paragraphs(function.__doc__ or ""))(function)
         return typer.main.get_command(alone)
     except (Exception, SystemExit) as error:
         raise CamkitError(
             f"The command '{entry.name}' of {_distribution(entry)} cannot be loaded: {type(error).__name__}: {error}."
         ) from None
+
+
+def _paragraphs(text: str) -> str:
+    """The text with each paragraph on one line, which the help page then breaks where the screen ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 def _distribution(entry: EntryPoint) -> str:

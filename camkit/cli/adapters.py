@@ -9,6 +9,7 @@ from rich.table import Table
 from camkit.cli import printing
 from camkit.cli.options import ModelOptions, with_model
 from camkit.cli.plugins import print_broken
+from camkit.errors import CamkitError
 
 
 @with_model(required=False)
@@ -66,14 +67,16 @@ def _resolve(options: ModelOptions) -> dict[str, Any]:
     import torch
 
     from camkit.cli.walking import example_images
+    from camkit.walk import walk
 
     explainer, loaded = options.explainer()
     example = example_images(explainer, loaded, None)
     height, width = example.shape[2:]
     resolved = explainer.resolve(example)
-    plan = explainer.plan(example, [], [None])
-    layer = plan.layers[0]
-    shape = plan.cut.forward(example, graph=False).captured[layer.path].shape
+    layer = resolved.adapter.layer(explainer.module)
+    shape = walk(explainer.module, example).layer(layer.path).shape
+    if shape is None:
+        raise CamkitError(f"The layer '{layer.path}' never runs in a forward pass; state another in the adapter.")
     layout = resolved.adapter.layout_of(explainer.module, layer, shape, (height, width))
     classifier = resolved.adapter.find_classifier(explainer.module)
     _, channels, rows, columns = layout.to_maps(torch.zeros(shape)).shape

@@ -31,7 +31,7 @@ def explain(
     options: ModelOptions,
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE|FOLDER...", help="Images, or folders of images.", show_default=False),
+        typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of images.", show_default=False),
     ],
     method: Annotated[str, typer.Option(metavar="A,B", help="Methods; camkit plugins lists them.")] = "gradcam",
     option: Annotated[
@@ -255,7 +255,9 @@ def _report(table: Any, path: Path, cells: Sequence[Cell], records: Sequence[dic
     blank: dict[str, list[str]] = {}
     for place, (cell, record) in enumerate(zip(cells, records, strict=True)):
         prediction, peak, name = record["prediction"], record["map"]["peak"], record["target"]["name"]
-        shown = (path.name, f"{prediction['name']} {prediction['probability']:.3f}") if place == 0 else ("", "")
+        probability = prediction["probability"]
+        predicted = f"{prediction['name']} {'not finite' if probability is None else format(probability, '.3f')}"
+        shown = (path.name, predicted) if place == 0 else ("", "")
         facts = (name, cell.variant, record["method"], record["layer"] or "")
         table.add_row(*shown, *facts, f"{peak['x']}, {peak['y']}")
         if record["note"]:

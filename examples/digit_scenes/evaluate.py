@@ -23,7 +23,7 @@ from camkit_adapters.demo import models, scenes
 
 BATCH = 100
 LOWEST_AVERAGE_PRECISION = {"resnet": 0.99, "vgg": 0.98, "vit": 0.95}
-TARGET_LAYERS = {"resnet": "layer4", "vgg": "features.23", "vit": "blocks.3.norm1"}
+TARGET_LAYERS = {"resnet": "layer4", "vgg": "features.20", "vit": "blocks.3.norm1"}
 
 
 @dataclass(frozen=True)

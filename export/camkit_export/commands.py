@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from camkit.cli import printing
 from camkit.cli.options import ModelOptions, parse_options, with_model
 from camkit.errors import CamkitError
 
@@ -43,7 +44,7 @@ def export(
     explainer, _ = options.explainer(layer)
     method_options = {key.rpartition(".")[2]: value for key, value in parse_options(option or [], [method]).items()}
     format_options: dict[str, Any] = {} if opset is None else {"opset": opset}
-    console = Console()
+    console = printing.console()
     with console.status("Tracing, writing and verifying …"):
         report = write(
             explainer,
@@ -56,7 +57,7 @@ def export(
         )
     console.print(_table(report.checks))
     size = report.path.stat().st_size / 2**20
-    console.print(f"Wrote {report.path} ({report.nodes} nodes, {size:.1f} MB), verified.", soft_wrap=True, markup=False)
+    printing.line(f"Wrote {report.path} ({report.nodes} nodes, {size:.1f} MB), verified.")
 
 
 @with_model(required=False)
@@ -74,7 +75,7 @@ def verify(
     checks = verify_file(file)
     if options.model:
         checks = (*checks, *_against_model(file, options, seed))
-    console = Console()
+    console = printing.console()
     console.print(_table(checks))
     failed = [check for check in checks if not check.passed]
     if failed:
@@ -83,7 +84,7 @@ def verify(
             f"'{file}' does not give what it should: {worst.name} differs by {worst.error:.1e}, "
             f"{worst.tolerance:.0e} is allowed."
         )
-    console.print(f"{file} gives what it should.", soft_wrap=True, markup=False)
+    printing.line(f"{file} gives what it should.")
 
 
 def _against_model(file: Path, options: ModelOptions, seed: int) -> "tuple[Check, ...]":
@@ -109,9 +110,9 @@ def _against_model(file: Path, options: ModelOptions, seed: int) -> "tuple[Check
 
 
 def _table(checks: "tuple[Check, ...]") -> Table:
-    table = Table("check", "largest error", "allowed", "images", "ties left out", "")
+    table = printing.table("check", "largest error", "allowed", "images", "ties left out", "")
     for check in checks:
-        verdict = "[green]equal[/]" if check.passed else "[bold red]differs[/]"
+        verdict = Text("equal", style="green") if check.passed else Text("differs", style="bold red")
         row = (check.name, f"{check.error:.1e}", f"{check.tolerance:.0e}", str(check.images), str(check.ties_left_out))
         table.add_row(*row, verdict)
     return table

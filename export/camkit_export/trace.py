@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
-from torch.fx import GraphModule, Node, symbolic_trace
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -55,7 +55,7 @@ class Graph(nn.Module):
         super().__init__()
         self.explain = explain
         self.origins = origins
-        self.heatmap = symbolic_trace(_Heatmap(size, relu))
+        self.heatmap = _Heatmap(size, relu)
 
     def forward(self, image: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Image [B, C, H, W], class index [B] -> logits [B, classes], heatmap [B, H, W], map [B, h, w], class [B]."""

@@ -14,7 +14,7 @@ from torchvision.models.vgg import VGG, make_layers
 
 from camkit_export.onnx import export_onnx
 from camkit_export.torchscript import export_torchscript
-from conftest import layercam, make_request
+from standin import layercam, make_request
 
 
 def resnet() -> nn.Module:

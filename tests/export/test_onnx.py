@@ -13,7 +13,7 @@ import torch
 from camkit.errors import CamkitError
 from camkit_export.onnx import export_onnx
 from camkit_export.session import OnnxSession
-from conftest import Small, images, make_request
+from standin import Small, images, make_request
 
 ROOT = Path(__file__).resolve().parents[2]
 

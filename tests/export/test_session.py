@@ -12,7 +12,7 @@ import torch
 from camkit.errors import CamkitError
 from camkit_export.session import OnnxSession
 from camkit_export.torchscript import TorchScriptSession
-from conftest import images
+from standin import images
 
 
 @pytest.fixture(scope="module", params=["onnx", "torchscript"])

@@ -14,7 +14,7 @@ import torch
 
 from camkit.errors import CamkitError
 from camkit_export.torchscript import METADATA_FILE, TorchScriptSession
-from conftest import images
+from standin import images
 
 ROOT = Path(__file__).resolve().parents[2]
 

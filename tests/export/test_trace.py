@@ -9,7 +9,7 @@ import torch
 from camkit.errors import CamkitError
 from camkit_export.decompositions import GlobalPoolAsMean
 from camkit_export.trace import installed_rules, trace
-from conftest import Small, images, make_request
+from standin import Small, images, make_request
 
 
 @pytest.fixture(scope="module")

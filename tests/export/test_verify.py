@@ -22,7 +22,7 @@ from camkit_export.torchscript import TorchScriptSession, export_torchscript
 from camkit_export.torchscript import _write as write_torchscript
 from camkit_export.trace import Graph
 from camkit_export.verify import compare, verify_file
-from conftest import Small, images, make_request
+from standin import Small, images, make_request
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "pt"])

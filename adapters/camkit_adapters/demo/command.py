@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+
+from camkit.cli import printing
 
 if TYPE_CHECKING:
     from camkit.check import Check
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MODELS = ("demo:resnet", "demo:vgg", "demo:vit")
 EXPORTED = ("demo:resnet", "demo:vit")
-SHOWN_SCENES = 4
+SHOWN = ("scene-05.png", "scene-02.png", "scene-08.png", "scene-09.png")
 IMAGES = Path(__file__).with_name("images")
 ENLARGED = 3
 
@@ -47,7 +48,7 @@ def demo(
     from camkit import output as files
 
     started = time.perf_counter()
-    console = Console()
+    console = printing.console()
     folder = files.directory(output)
     found = Found({}, [], [], {})
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -93,7 +94,7 @@ def _explain_and_measure(found: Found, scenes: int, seed: int, progress: Progres
             progress.advance(task)
         found.pointing[spec] = list(zip(*measured, strict=True))
     found.columns = list(dict.fromkeys(name for spec in MODELS for name in methods[spec]))
-    for index, (path, digits) in enumerate(pictures[:SHOWN_SCENES]):
+    for index, (path, digits) in enumerate(pictures):
         for asked in range(2):
             for spec in MODELS:
                 cells = [overlays.get((spec, name, index, asked)) for name in found.columns]
@@ -166,14 +167,8 @@ def _write(found: Found, folder: Path, scenes: int) -> tuple[Path, Path]:
 
 
 def _print(console: Console, found: Found, scenes: int) -> None:
-    table = Table(
-        "model",
-        "method",
-        "asked digit's box",
-        "other digit's box",
-        title=f"Peaks on {scenes} scenes",
-        title_justify="left",
-    )
+    columns = ("model", "method", "asked digit's box", "other digit's box")
+    table = printing.table(*columns, title=f"Peaks on {scenes} scenes")
     for spec, pairs in found.pointing.items():
         for own, other in pairs:
             table.add_row(spec, own.method, f"{own.value:.1%}", f"{other.value:.1%}")
@@ -186,7 +181,7 @@ def _print(console: Console, found: Found, scenes: int) -> None:
 
 def _ready_scenes() -> list[tuple[Path, list[dict[str, Any]]]]:
     boxes = json.loads((IMAGES / "boxes.json").read_text(encoding="utf-8"))
-    return [(IMAGES / name, digits) for name, digits in boxes.items()]
+    return [(IMAGES / name, boxes[name]) for name in SHOWN]
 
 
 def _asked(pictures: list[tuple[Path, list[dict[str, Any]]]], place: int) -> Any:
