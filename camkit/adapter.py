@@ -62,7 +62,8 @@ class Adapter(_Strict):
         targets: named positions; ``last`` is the one used when no layer is asked for.
         layout: how outputs are read; ``auto`` decides by shape.
         prefix: the number of class and register tokens before the patches: a number or an ``@attribute``.
-        grid: height and width in patches, or an ``@attribute`` that holds them.
+        patch: height and width of a patch in pixels (or one side of a square), or an ``@attribute`` that holds them.
+        grid: height and width in patches, or an ``@attribute`` that holds them; used where the patch does not tell.
         channels: an ``@attribute`` with the number of channels, which tells NCHW from NHWC.
         classifier: path of the module that makes the logits; the first that exists.
         output: the entry of the model's output that holds the logits.
@@ -78,6 +79,7 @@ class Adapter(_Strict):
     targets: dict[str, Annotated[Position, BeforeValidator(_as_table)]] = {}
     layout: Literal["auto", "NCHW", "NHWC", "tokens"] = "auto"
     prefix: int | Reference | None = None
+    patch: int | tuple[int, int] | Reference | None = None
     grid: tuple[int, int] | Reference | None = None
     channels: Reference | None = None
     classifier: Names = ()
@@ -145,6 +147,7 @@ class Adapter(_Strict):
             tuple(shape),
             image_size,
             prefix=_number(module, self.prefix, self.name),
+            patch=_pair(module, self.patch, self.name, square=True),
             grid=_pair(module, self.grid, self.name),
             channels=_number(module, self.channels, self.name),
         )
@@ -257,12 +260,17 @@ def _number(module: nn.Module, value: int | str | None, adapter: str) -> int | N
     return found
 
 
-def _pair(module: nn.Module, value: tuple[int, int] | str | None, adapter: str) -> tuple[int, int] | None:
-    if not isinstance(value, str):
-        return value
-    found = read(module, value[1:], default=None)
-    if not isinstance(found, tuple | list) or len(found) != 2:
+def _pair(
+    module: nn.Module, value: int | tuple[int, int] | str | None, adapter: str, *, square: bool = False
+) -> tuple[int, int] | None:
+    found = read(module, value[1:], default=None) if isinstance(value, str) else value
+    if isinstance(value, str) and found is None:
+        raise CamkitError(f"The adapter '{adapter}' reads {value}, which this model does not have.")
+    sides = (found, found) if square and isinstance(found, int) else found
+    if sides is None:
+        return None
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
         raise CamkitError(
             f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a height and a width."
         )
-    return int(found[0]), int(found[1])
+    return int(sides[0]), int(sides[1])

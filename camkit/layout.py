@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +82,22 @@ def resolve_layout(
     *,
     prefix: int | None = None,
     grid: tuple[int, int] | None = None,
+    patch: tuple[int, int] | None = None,
     channels: int | None = None,
 ) -> Layout:
     """The layout of a layer whose output was measured to have `shape` for images of `image_size` (height, width).
 
-    `kind` is ``NCHW``, ``NHWC``, ``tokens`` or ``auto``. `prefix`, `grid` and `channels` are what the adapter says; a
-    statement about tokens is checked against the measured count, and only what is consistent with it is used.
+    `kind` is ``NCHW``, ``NHWC``, ``tokens`` or ``auto``. `prefix`, `grid`, `patch` (height and width in pixels) and
+    `channels` are what the adapter says; a statement about tokens is checked against the measured count, and only what
+    is consistent with it is used. The patch comes before the grid, which a model may keep from the size it was
+    trained at.
 
     Raises:
         CamkitError: the output has no spatial positions, or the token count fits no grid.
     """
     if len(shape) == 3 and kind in ("auto", "tokens"):
-        return _tokens(shape[1], image_size, prefix, grid)
+        by_patch = (image_size[0] // patch[0], image_size[1] // patch[1]) if patch else None
+        return _tokens(shape[1], prefix, [by_patch, grid], image_size)
     if len(shape) != 4 or kind == "tokens":
         raise CamkitError(
             f"The output of the target layer has shape {list(shape)}, which is not a map in the layout {kind}; "
@@ -115,14 +120,16 @@ def _channels_last(shape: tuple[int, ...], image_size: tuple[int, int], channels
     return abs(math.log(last / ratio)) < abs(math.log(first / ratio))
 
 
-def _tokens(count: int, image_size: tuple[int, int], prefix: int | None, grid: tuple[int, int] | None) -> Tokens:
+def _tokens(
+    count: int, prefix: int | None, grids: Sequence[tuple[int, int] | None], image_size: tuple[int, int]
+) -> Tokens:
     # a layer may hold the patches alone although the model has a class token (CaiT), so the count decides
-    prefixes = [prefix or 0] + ([0] if prefix else [])
-    for tokens_before in prefixes:
-        for candidate in (grid, _grid_like(count - tokens_before, image_size)):
-            if candidate is not None and tokens_before + candidate[0] * candidate[1] == count:
-                return Tokens(tokens_before, candidate)
-    said = f"{prefix or 0} prefix tokens" + (f" and a grid of {grid[0]}x{grid[1]}" if grid else "")
+    for tokens_before in (prefix, 0) if prefix else (0,):
+        for grid in (*grids, _grid_like(count - tokens_before, image_size)):
+            if grid is not None and tokens_before + grid[0] * grid[1] == count:
+                return Tokens(tokens_before, grid)
+    stated = [f"a grid of {grid[0]}x{grid[1]}" for grid in dict.fromkeys(grids) if grid]
+    said = " and ".join([f"{prefix or 0} prefix tokens", *stated[:1]])
     raise CamkitError(
         f"The target layer gives {count} tokens, which {said} cannot explain for images of "
         f"{image_size[0]}x{image_size[1]}; state prefix and grid in the adapter."

@@ -9,6 +9,7 @@ from camkit import plugin
 def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
     """HiResCAM: gradient times activation at each position, summed over channels (eq. 4).
 
-    Where the classifier is linear in the activations the map's sum is the score itself, up to the bias.
+    Where the classifier is linear in the activations the map's sum is the score itself, up to the bias. Right in front
+    of a LayerNorm with nothing beside it the map is zero but for rounding, since scaling a token changes nothing there.
     """
     return gradients * activations
