@@ -4,6 +4,8 @@ import os
 
 os.environ["CAMKIT_PLUGINS"] = ""
 os.environ.pop("CAMKIT_ADAPTERS", None)
+# test processes side by side are told the width of the screen, which they do not print to
+os.environ.pop("COLUMNS", None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
