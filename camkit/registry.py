@@ -24,7 +24,8 @@ from camkit.errors import CamkitError, CamkitWarning, unknown
 GROUP = "camkit"
 FIRST_PARTY = "camkit"
 
-# Kinds in the order in which they must be read (methods name quantities), with the module that understands each.
+# Kinds in the order in which they must be read (methods name quantities), with what understands each: by name, since
+# those modules look things up here.
 _PARSERS = {
     "quantity": "camkit.quantities:Quantity",
     "target": "camkit.targets:TargetFunction",
@@ -36,6 +37,7 @@ _PARSERS = {
     "decomposition": None,
     "exporter": "camkit.exports:Exporter",
 }
+_ADAPTER_READER = "camkit.adapter:load_adapters"
 _HOOKS = {kind: f"camkit_{kind[:-1]}ies" if kind.endswith("y") else f"camkit_{kind}s" for kind in _PARSERS}
 
 
@@ -167,11 +169,9 @@ class Registry:
                 self.plugins[index] = replace(known, error=known.error or error)
 
     def _read_adapters(self, entry: EntryPoint, module: Any) -> None:
-        from camkit.adapter import load_adapters
-
         for path in self._call("camkit_adapters", entry, module):
             try:
-                load_adapters(Path(path))
+                _named(_ADAPTER_READER)(Path(path))
             except Exception as exception:
                 self._mark_broken(entry, _reason(exception))
             else:
@@ -217,9 +217,14 @@ def _parser(kind: str) -> Parse:
     location = _PARSERS[kind]
     if location is None:
         return lambda function, mark, registry: function
-    module, name = location.split(":")
-    parse: Parse = getattr(importlib.import_module(module), name).parse
+    parse: Parse = _named(location).parse
     return parse
+
+
+@cache
+def _named(location: str) -> Any:
+    module, name = location.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _distribution(entry: EntryPoint) -> str:
