@@ -153,6 +153,19 @@ def safe_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> T
     return torch.softmax(input, dim, dtype)
 
 
+@plugin.decomposition(aten.empty_permuted.default)
+def empty_permuted(
+    size: Sequence[int],
+    physical_layout: Sequence[int],
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> Tensor:
+    """Memory that is filled later; older PyTorch leaves it in some gradients, and no runtime knows it."""
+    return torch.zeros(size, dtype=dtype, device=device)
+
+
 @plugin.function_mode("adaptive_avg_pool2d to a mean")
 class GlobalPoolAsMean(TorchFunctionMode):
     """Writes global average pooling as a mean: PyTorch's own way strides in place, which no graph format knows."""

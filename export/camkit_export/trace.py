@@ -122,7 +122,7 @@ def _trace(
             stack.enter_context(mode())
 
         def traced(function: Callable[..., Any]) -> GraphModule:
-            table = {**core_aten_decompositions(), **rules}
+            table = {**dict(core_aten_decompositions().items()), **rules}
             tracer = make_fx(function, decomposition_table=table, tracing_mode="symbolic", _allow_non_fake_inputs=True)
             return tracer(images, classes)
 

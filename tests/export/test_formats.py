@@ -30,7 +30,9 @@ class ProgramSession(Session):
         super().__init__(path, extra["camkit.json"])
 
     def _run(self, images, classes):
-        return tuple(output.numpy() for output in self.program(torch.from_numpy(images), torch.from_numpy(classes)))
+        with torch.inference_mode():
+            outputs = self.program(torch.from_numpy(images), torch.from_numpy(classes))
+        return tuple(output.numpy() for output in outputs)
 
 
 @plugin.exporter("program", suffix=".pt2")
