@@ -8,7 +8,7 @@ from camkit.channels import divide, weighted_sum
 
 @plugin.method("gradcam++", paper="arXiv:1710.11063")
 def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
-    """Grad-CAM++: positive gradients weighted by how much each position explains alone (eq. 10, 13 and 19).
+    """Grad-CAM++: positive gradients weighted by how much each position explains alone (eq. 10 and 19).
 
     With Y = exp(S), as the paper has it, the weight of a position is g^2 / (2 g^2 + g^3 sum(A)), where g is the
     gradient of the score S and sum(A) the channel's sum over positions. Dividing by g^2 gives 1 / (2 + g sum(A)):

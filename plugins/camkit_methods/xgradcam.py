@@ -8,7 +8,7 @@ from camkit.channels import divide, weighted_sum
 
 @plugin.method("xgradcam", paper="arXiv:2008.02312")
 def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """XGrad-CAM: each channel weighted by its gradient's mean under the normalised activations (eq. 8).
+    """XGrad-CAM: each channel weighted by its gradient's mean under the normalised activations.
 
     The normaliser is the channel's sum over positions. Where features are signed (after LayerNorm, GELU or SiLU) it can
     come near zero, and the channel's weight is then large; a channel whose sum is zero has no weight.

@@ -8,7 +8,7 @@ from camkit import plugin
 
 @plugin.metric("pointing_game", paper="arXiv:1608.00507", higher_is_better=True)
 def pointing_game(heatmaps: Tensor, regions: Tensor, *, tolerance: int = 0) -> Tensor:
-    """1 where the heatmap's peak lies in the region of the explained class, else 0 (section 4.1).
+    """1 where the heatmap's peak lies in the region of the explained class, else 0.
 
     Of several equal peaks the first counts, row by row. `tolerance` widens the region by that many pixels (the paper
     takes 15 on photos). A sample without a region, or with a flat heatmap, has no peak to judge: NaN.
