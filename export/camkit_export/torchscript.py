@@ -85,12 +85,12 @@ def _operators(block: Any) -> set[str]:
 
 def _write(graph: Graph, path: Path, metadata: str) -> int:
     scriptable = copy.copy(graph)
-    # traced, as TorchScript does not compile all of Python; no size of the example stays in it but that of the images
-    heatmap = torch.jit.trace(graph.heatmap, torch.zeros(2, 3, 3))
-    scriptable._modules = {"explain": _scriptable(graph.explain), "heatmap": heatmap}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # traced, as TorchScript does not compile all of Python; no size of the example stays but that of the images
+        heatmap = torch.jit.trace(graph.heatmap, torch.zeros(2, 3, 3))
+        scriptable._modules = {"explain": _scriptable(graph.explain), "heatmap": heatmap}
         try:
             module = torch.jit.freeze(torch.jit.script(scriptable.eval()))
         except RuntimeError as error:
