@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,11 @@ from camkit import cut
 from camkit.adapter import Adapter, Resolved, find_adapter
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explanation import Explanation, warn_of_blanks
+from camkit.models import LoadedModel
 from camkit.plan import Plan
+from camkit.preprocessing import Preprocessing
 from camkit.registry import registry
 from camkit.targets import Target, TargetFunction, parse_targets
-
-if TYPE_CHECKING:
-    from camkit.models import LoadedModel
-    from camkit.preprocessing import Preprocessing
 
 Many = list[Explanation]
 
@@ -41,25 +39,23 @@ class Explainer:
 
     def __init__(
         self,
-        model: "nn.Module | LoadedModel",
+        model: nn.Module | LoadedModel,
         layer: str | Sequence[str] | None = None,
         adapter: Adapter | Path | str | None = None,
         *,
         class_names: Sequence[str] | None = None,
-        preprocessing: "Preprocessing | None" = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
-        module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+        loaded = model if isinstance(model, LoadedModel) else None
+        module = loaded.module if loaded else model
         if not isinstance(module, nn.Module):
             raise CamkitError(f"An Explainer needs a torch.nn.Module or a loaded model, not {type(model).__name__}.")
-        self.spec: str | None = getattr(model, "spec", None) if module is not model else None
-        self.weights: str | None = getattr(model, "weights", None) if module is not model else None
-        if module is not model:
-            class_names = class_names or getattr(model, "class_names", None)
-            preprocessing = preprocessing or getattr(model, "preprocessing", None)
         self.module = cut.unwrap(module)
-        self.class_names = tuple(class_names) if class_names else None
-        self.preprocessing = preprocessing
-        self._given_probability = getattr(model, "probability", None) if module is not model else None
+        self.spec = loaded.spec if loaded else None
+        self.weights = loaded.weights if loaded else None
+        self.class_names = tuple(class_names) if class_names else loaded.class_names if loaded else None
+        self.preprocessing = preprocessing or (loaded.preprocessing if loaded else None)
+        self._given_probability = loaded.probability if loaded else None
         self._resolved = find_adapter(self.module, adapter)
         self.layer = layer
         require_evaluation_mode(self.module)
