@@ -93,7 +93,9 @@ class Explanation:
         heat = self.heatmaps.detach().cpu().numpy()
         pictures = as_pictures(images)
         if len(pictures) != len(heat):
-            raise CamkitError(f"{len(pictures)} pictures were given for {len(heat)} explanations.")
+            raise CamkitError(
+                f"There are {len(heat)} heatmaps, but {len(pictures)} pictures were given; one for each is expected."
+            )
         return np.stack(
             [
                 visualize.overlay(picture, one, signed=not self.relu, colormap=colormap, alpha=alpha)
