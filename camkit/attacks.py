@@ -17,7 +17,7 @@ from camkit import plugin
 from camkit.cut import frozen, lock
 from camkit.errors import CamkitError
 from camkit.explain import Explainer
-from camkit.injection import Signature, parse_signature
+from camkit.injection import Signature, in_words, parse_signature
 from camkit.registry import registry
 from camkit.targets import Target, parse_targets
 
@@ -139,8 +139,9 @@ def attack(
     available = {"pixels": pixels, "loss": Loss(explainer, labels), "labels": labels, "epsilon": float(epsilon)}
     moved = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
     if not isinstance(moved, Tensor) or moved.shape != pixels.shape:
-        got = f"shape {list(moved.shape)}" if isinstance(moved, Tensor) else type(moved).__name__
-        raise CamkitError(f"The attack '{name}' returned {got}; images of shape {list(pixels.shape)} are expected.")
+        raise CamkitError(
+            f"The attack '{name}' returned {in_words(moved)}; images of shape {list(pixels.shape)} are expected."
+        )
     bounded = _PROJECTIONS[found.norm](moved.detach() - pixels, epsilon).add(pixels).clamp(0, 1)
     attacked = to_model(explainer, bounded)
     with torch.no_grad():

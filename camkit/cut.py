@@ -183,6 +183,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def unwrap(module: nn.Module) -> nn.Module:
     """The model inside `torch.compile` or DataParallel wrappers, whose hooks would not fire reliably."""
     while True:
+        # by its attribute: the class of torch.compile's wrapper is in a module that takes seconds to load
         if hasattr(module, "_orig_mod"):
             module = module._orig_mod  # type: ignore[assignment]
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

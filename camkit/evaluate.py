@@ -13,7 +13,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.explain import Explainer
-from camkit.injection import Signature, parse_signature
+from camkit.injection import Signature, in_words, parse_signature
 from camkit.registry import registry
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ def measure(
             available = {**given, **results}
             value = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
             if not isinstance(value, Tensor) or value.shape != (len(batch),):
-                got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise CamkitError(
-                    f"The metric '{metric}' returned {got}; one value per sample is expected: [{len(batch)}]."
+                    f"The metric '{metric}' returned {in_words(value)}; "
+                    f"one value per sample is expected: [{len(batch)}]."
                 )
             values[explanation.method].append(value.detach().float().cpu())
     if not all(values.values()):

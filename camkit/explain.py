@@ -13,6 +13,7 @@ from camkit import cut
 from camkit.adapter import Adapter, Resolved, find_adapter
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explanation import Explanation, warn_of_blanks
+from camkit.injection import own_options
 from camkit.models import LoadedModel
 from camkit.plan import Plan
 from camkit.preprocessing import Preprocessing
@@ -226,7 +227,7 @@ class Explainer:
             methods=found,
             layers=positions,
             options=[
-                method.signature.options(_own_options(options or {}, name, methods))
+                method.signature.options(own_options(options or {}, name, methods))
                 for method, name in zip(found, methods, strict=True)
             ],
         )
@@ -265,18 +266,3 @@ def require_evaluation_mode(module: nn.Module) -> None:
     if training is not None:
         which = f"its layer '{training}' is" if training else "it is"
         raise CamkitError(f"The model cannot be explained because {which} in training mode; call model.eval() first.")
-
-
-def _own_options(options: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
-    own = {}
-    for key, value in options.items():
-        method, dot, option = key.rpartition(".")
-        if not dot and len(names) == 1:
-            own[option] = value
-        elif not dot:
-            raise CamkitError(f"With several methods, write the option '{key}' as 'method.{key}'.")
-        elif method == name:
-            own[option] = value
-        elif method not in names:
-            raise CamkitError(f"The option '{key}' is for the method '{method}', which was not asked for.")
-    return own

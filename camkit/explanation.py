@@ -59,7 +59,7 @@ class Explanation:
         maps = self.maps if self.kind == "map" else self.maps.sum(dim=1)
         return heatmap.heatmaps(maps, self.size, relu=self.relu)
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
         """For each image whose heatmap is blank or not finite one sentence with the likely cause, else ``""``."""
         flat = self.maps.flatten(1)
@@ -72,7 +72,7 @@ class Explanation:
             next((_BLANK[cause] for cause, affected in causes if affected[index]), "") for index in range(len(flat))
         )
 
-    @property
+    @cached_property
     def probabilities(self) -> Tensor:
         """The probability of every class, [B, classes]."""
         logits = single(self.logits)
@@ -82,16 +82,17 @@ class Explanation:
         """The name of a class, or its number."""
         return class_label(index, self.class_names)
 
-    def overlay(self, images: Any, *, colormap: str | None = None, alpha: float = 0.6) -> "np.ndarray[Any, Any]":
+    def overlay(self, images: Any = None, *, colormap: str | None = None, alpha: float = 0.6) -> "np.ndarray[Any, Any]":
         """Heatmaps drawn over pictures: uint8 [B, H, W, 3].
 
         `images` are the pictures as the model saw them: uint8 [B, H, W, 3], or a tensor [B, 3, H, W] or [B, 1, H, W]
-        in [0, 1]. A tensor that was normalised for the model is brought to that range first.
+        in [0, 1]. A tensor that was normalised for the model is brought to that range first. Without pictures the
+        heatmaps are drawn on white.
         """
         from camkit import visualize
 
         heat = self.heatmaps.detach().cpu().numpy()
-        pictures = as_pictures(images)
+        pictures = np.full((*heat.shape, 3), 255, np.uint8) if images is None else as_pictures(images)
         if len(pictures) != len(heat):
             raise CamkitError(
                 f"There are {len(heat)} heatmaps, but {len(pictures)} pictures were given; one for each is expected."
@@ -143,9 +144,6 @@ class Explanation:
         from camkit import output, visualize
 
         folder = output.directory(Path(directory))
-        if images is None:
-            height, width = self.size
-            images = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
         paths, lines = [], []
         for index, picture in enumerate(self.overlay(images)):
             name = output.file_name(
@@ -162,12 +160,10 @@ class Explanation:
 
         from camkit import visualize
 
-        height, width = self.size
-        white = np.full((len(self.targets), height, width, 3), 255, dtype=np.uint8)
         figures = []
-        for index, picture in enumerate(self.overlay(white)):
+        for index, picture in enumerate(self.overlay()):
             name = escape(self.class_name(int(self.targets[index])))
-            uri = visualize.data_uri(visualize.upscale(picture, max(1, math.ceil(160 / height))))
+            uri = visualize.data_uri(visualize.upscale(picture, max(1, math.ceil(160 / self.size[0]))))
             figures.append(
                 f'<figure style="display:inline-block;margin:4px"><img src="{uri}" alt="{name}" '
                 f'style="height:160px"><figcaption>{name}</figcaption></figure>'

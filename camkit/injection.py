@@ -6,11 +6,12 @@ function's options, validated by pydantic. Methods, targets, attacks and metrics
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import Tensor
 
 from camkit.errors import CamkitError, suggestion
 
@@ -91,6 +92,31 @@ def parse_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def own_options(options: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
+    """The options of the method `name` among those of all the methods `names`, written ``option`` or ``method.option``.
+
+    Raises:
+        CamkitError: an option names no method though there are several, or a method that was not asked for.
+    """
+    own = {}
+    for key, value in options.items():
+        method, dot, option = key.rpartition(".")
+        if not dot and len(names) == 1:
+            own[option] = value
+        elif not dot:
+            raise CamkitError(f"With several methods, write the option '{key}' as 'method.{key}'.")
+        elif method == name:
+            own[option] = value
+        elif method not in names:
+            raise CamkitError(f"The option '{key}' is for the method '{method}', which was not asked for.")
+    return own
+
+
+def in_words(result: object) -> str:
+    """What a plugin's function returned, for the sentence that says what was expected: a shape, or a type."""
+    return f"shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
 
 
 def _checked(name: str, owner: str, hints: Mapping[str, object], known: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from camkit import plugin
 from camkit.errors import CamkitError
-from camkit.injection import Signature, parse_signature
+from camkit.injection import Signature, in_words, parse_signature
 from camkit.quantities import Pass, Quantity
 
 if TYPE_CHECKING:
@@ -73,9 +73,8 @@ class Method:
         batch = this.scored.scores.shape[0]
         allowed = (3, 4) if self.kind == "map" else (4,)
         if not isinstance(result, Tensor) or result.ndim not in allowed or result.shape[0] != batch:
-            got = f"shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             raise CamkitError(
-                f"The method '{self.name}' returned {got}, but a {self.kind} method returns a tensor "
+                f"The method '{self.name}' returned {in_words(result)}, but a {self.kind} method returns a tensor "
                 f"{_SHAPES[self.kind]} with B = {batch}."
             )
         return result.sum(dim=1) if self.kind == "map" and result.ndim == 4 else result

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from camkit import plugin
 from camkit.errors import CamkitError, unknown
-from camkit.injection import Signature, parse_signature
+from camkit.injection import Signature, in_words, parse_signature
 from camkit.quantities import single
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class TargetFunction:
             raise CamkitError(f"The target '{self.name}' needs the input '{missing[0]}', which was not given.")
         scores = self.function(*(available[name] for name in self.signature.asks))
         if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
-            got = f"shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise CamkitError(
-                f"The target '{self.name}' returned {got}, but one score per image is expected: [{len(logits)}]."
+                f"The target '{self.name}' returned {in_words(scores)}, "
+                f"but one score per image is expected: [{len(logits)}]."
             )
         return scores
 

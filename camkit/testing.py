@@ -19,6 +19,7 @@ from camkit.errors import CamkitError
 from camkit.explain import Explainer
 from camkit.plan import Plan
 from camkit.registry import registry
+from camkit.targets import resolve_top
 
 HALF_TOLERANCE = 2e-2
 HEATMAP_TOLERANCE = 1e-3
@@ -71,7 +72,7 @@ class Oracle:
                 inputs = images.detach().double().clone().requires_grad_()
                 output = module(inputs)
                 logits = select_logits(output, self.plan.adapter.output)
-                explained = torch.where(class_index < 0, logits.argmax(dim=1), class_index)
+                explained = resolve_top(class_index, logits)
                 forward = Forward(inputs, output, logits, kept)
                 scored = self.plan.score(forward, self.target, explained, {}, last=True)
                 ((_, maps),) = self.plan.maps(forward, scored, checks=True)

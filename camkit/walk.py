@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from camkit.cut import lock
+from camkit.cut import lock, unwrap
 from camkit.errors import CamkitError, unknown
 
 Layout = Literal["NCHW", "NHWC", "tokens", "none"]
@@ -102,7 +102,7 @@ def walk(module: nn.Module, images: Tensor, *, gradients: bool = False, class_in
     needs the memory that it always needs. Raises `CamkitError` where the model cannot run on the images, and names the
     layer that failed.
     """
-    module = _unwrapped(module)
+    module = unwrap(module)
     _check(module, images, gradients)
     training = module.training
     tracks = {path: _Track() for path, _ in module.named_modules()}
@@ -153,19 +153,6 @@ class _Track:
     """By call: the share of positions with a gradient, and the largest absolute gradient."""
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return _unwrapped(module.module)
-    original = _original(module)
-    return _unwrapped(original) if original else module
-
-
-def _original(module: nn.Module) -> nn.Module | None:
-    """What torch.compile wrapped, by its attribute: the wrapper's class is in a module that takes seconds to load."""
-    original = getattr(module, "_orig_mod", None)
-    return original if isinstance(original, nn.Module) else None
-
-
 def _check(module: nn.Module, images: Tensor, gradients: bool) -> None:
     if images.ndim != 4 or 0 in images.shape:
         raise CamkitError(f"A walk needs images [batch, channels, height, width], not {_in_words(images)}.")
@@ -195,7 +182,7 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _uncompiled(module: nn.Module) -> Iterator[None]:
     """Runs compiled parts as they were written: compiled code passes by hooks or is compiled anew for them."""
-    if any(_original(part) or getattr(part, "_compiled_call_impl", None) for part in module.modules()):
+    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in module.modules()):
         with torch.compiler.set_stance("force_eager"):
             yield
     else:

@@ -157,12 +157,12 @@ class Question:
         options: dict[str, Any],
     ) -> "Question":
         """Refuses unknown methods, options and classes before anything is computed or written."""
+        from camkit.injection import own_options
         from camkit.registry import registry
         from camkit.targets import parse_targets
 
         for name in methods:
-            own = {key.rpartition(".")[2]: value for key, value in options.items() if key.rpartition(".")[0] == name}
-            registry().get("method", name).signature.options(own)
+            registry().get("method", name).signature.options(own_options(options, name, methods))
         functions = registry().names("target", qualified=True)
         asked, _ = parse_targets(list(targets), explainer.class_names, functions)
         for target in asked:

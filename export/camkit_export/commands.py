@@ -42,7 +42,6 @@ def export(
 
     torch.manual_seed(seed)
     explainer, _ = options.explainer(layer)
-    method_options = {key.rpartition(".")[2]: value for key, value in parse_options(option or [], [method]).items()}
     format_options: dict[str, Any] = {} if opset is None else {"opset": opset}
     console = printing.console()
     with console.status("Tracing, writing and verifying …"):
@@ -51,7 +50,7 @@ def export(
             output,
             method,
             target=target,
-            options=method_options,
+            options=parse_options(option or [], [method]),
             relu=not signed,
             **format_options,
         )

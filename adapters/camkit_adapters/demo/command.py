@@ -96,9 +96,10 @@ def _explain_and_measure(found: Found, scenes: int, seed: int, progress: Progres
     found.columns = list(dict.fromkeys(name for spec in MODELS for name in methods[spec]))
     for index, (path, digits) in enumerate(pictures):
         for asked in range(2):
+            scene = _picture(path, digits, asked)
             for spec in MODELS:
                 cells = [overlays.get((spec, name, index, asked)) for name in found.columns]
-                found.rows.append((f"{digits[asked]['label']}\n{spec}", [_picture(path, digits, asked), *cells]))
+                found.rows.append((f"{digits[asked]['label']}\n{spec}", [scene, *cells]))
 
 
 def _export(found: Found, folder: Path, progress: Progress, task: Any) -> None:
