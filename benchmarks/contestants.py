@@ -130,7 +130,7 @@ def camkit_all_methods(model: nn.Module, case: Case) -> Iterator[Run]:
 
     explainer = camkit.Explainer(model, layer=case.layer)
     if case not in METHODS:
-        METHODS[case] = explainer.applicable(make_images(1, 224))
+        METHODS[case] = explainer.applicable(make_images(1, 224), single_pass=True)
     methods = METHODS[case]
     yield lambda images: [one.heatmaps for one in explainer(images, method=methods, target=CLASS)]
 

@@ -65,6 +65,8 @@ class Adapter(_Strict):
         patch: height and width of a patch in pixels (or one side of a square), or an ``@attribute`` that holds them.
         grid: height and width in patches, or an ``@attribute`` that holds them; used where the patch does not tell.
         channels: an ``@attribute`` with the number of channels, which tells NCHW from NHWC.
+        reads: which tokens the classifier reads: ``class token``, or ``patches`` where it pools them; by default the
+            class token if there are prefix tokens.
         classifier: path of the module that makes the logits; the first that exists.
         output: the entry of the model's output that holds the logits.
         probability: whether probabilities are a softmax or a sigmoid of the logits.
@@ -82,6 +84,7 @@ class Adapter(_Strict):
     patch: int | tuple[int, int] | Reference | None = None
     grid: tuple[int, int] | Reference | None = None
     channels: Reference | None = None
+    reads: Literal["class token", "patches"] | None = None
     classifier: Names = ()
     output: int | str | None = None
     probability: Literal["softmax", "sigmoid"] = "softmax"

@@ -1,11 +1,11 @@
-"""Sums over channels that most methods end with."""
+"""Arithmetic over channels that many methods share."""
 
 from torch import Tensor
 
 
-def weighted_sum(activations: Tensor, weights: Tensor) -> Tensor:
-    """The map [B, h, w] of activations [B, K, h, w] under one weight for each channel [B, K]."""
-    return (activations * weights[:, :, None, None]).sum(dim=1)
+def weighted(activations: Tensor, weights: Tensor) -> Tensor:
+    """Activations [B, K, h, w], each channel times its weight [B, K]; the engine sums the channels to the map."""
+    return activations * weights[:, :, None, None]
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:

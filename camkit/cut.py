@@ -7,7 +7,7 @@ autograd record from that point on, so the backward pass covers the head alone a
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +34,19 @@ class Forward:
     Attributes:
         images: [B, C, H, W], as the model was given them.
         output: the model's own output.
-        logits: [B, classes].
+        logits: [B, classes]; with logits for every pixel, their mean over the pixels; [B, 0] where the output holds
+            none (a detector's boxes).
         captured: the output of each target layer, in the layer's own layout, by the layer's path.
+        dense_logits: [B, classes, h, w] of a segmentation model.
+        observed: what observers saw in the pass, by their class.
     """
 
     images: Tensor
     output: Any
     logits: Tensor
     captured: dict[str, Tensor]
+    dense_logits: Tensor | None = None
+    observed: Mapping[type, Any] = field(default_factory=dict)
 
     def gradients(self, scores: Tensor, *, retain_graph: bool) -> dict[str, Tensor]:
         """The gradient of the summed scores [B] at every target layer, by the layer's path.
@@ -82,14 +87,21 @@ class Cut:
         self.layers = tuple(layers)
         self.output = output
 
-    def forward(self, images: Tensor, *, graph: bool) -> Forward:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        graph: bool,
+        from_images: bool = False,
+        observers: Sequence[AbstractContextManager[Any]] = (),
+    ) -> Forward:
         """Runs the model once on images [B, C, H, W] and captures the target layers.
 
-        With `graph`, autograd records the head, from the first target layer on. Otherwise nothing is recorded.
+        With `graph`, autograd records the head, from the first target layer on; `from_images` records everything, and
+        the images of the result are the leaf. Otherwise nothing is recorded. Observers are entered around the pass.
 
         Raises:
-            CamkitError: a target layer never runs, runs more than once, or gives no tensor; or the model's output
-                is no tensor of logits.
+            CamkitError: a target layer never runs, runs more than once, or gives no tensor.
         """
         captured: dict[str, Tensor] = {}
         with ExitStack() as stack:
@@ -102,12 +114,34 @@ class Cut:
                 stack.callback(hook.layer.module.register_forward_hook(hook).remove)
             # a tensor made in inference mode cannot be recorded; its copy can
             images = images.clone() if images.is_inference() else images.detach()
-            output = self.module(images)
-            with torch.set_grad_enabled(graph):
-                logits = select_logits(output, self.output)
+            if from_images:
+                images = images.detach().requires_grad_()
+                torch.set_grad_enabled(True)
+            seen = [stack.enter_context(observer) for observer in observers]
+            # a model whose first layer works in place may do so on a copy, not on the leaf
+            output = self.module(images.clone() if from_images else images)
+            with torch.set_grad_enabled(graph or from_images):
+                logits, dense_logits = read_logits(output, self.output, images.shape[0])
         for hook in hooks:
             hook.check()
-        return Forward(images=images, output=output, logits=logits, captured=captured)
+        observed = {type(observer): found for observer, found in zip(observers, seen, strict=True)}
+        return Forward(images, output, logits, captured, dense_logits, observed)
+
+
+def replay(module: nn.Module, images: Tensor, layer: Layer, tensor: Tensor) -> Any:
+    """The model's output for images [B, C, H, W] when the layer gives `tensor` in place of its own output."""
+    here = threading.get_ident()
+
+    def exchange(child: nn.Module, inputs: Any, output: Any) -> Any:
+        # the model may go on in place, and the tensor is the caller's
+        return with_element(output, layer, tensor.clone()) if threading.get_ident() == here else None
+
+    with lock(module), frozen(module):
+        handle = layer.module.register_forward_hook(exchange)
+        try:
+            return module(images)
+        finally:
+            handle.remove()
 
 
 class _Capture:
@@ -128,7 +162,7 @@ class _Capture:
                 f"The layer '{path}' runs more than once in a forward pass, so its activations are ambiguous; "
                 f"choose a layer that runs once."
             )
-        tensor = _element(output, self.layer)
+        tensor = element(output, self.layer)
         if not self.graph:
             self.captured[path] = tensor.clone()
             return None
@@ -137,7 +171,7 @@ class _Capture:
         self.version = leaf._version
         torch.set_grad_enabled(True)
         # the model goes on with a copy: an in-place operation behind the layer must not change the activations
-        return _replaced(output, self.layer, leaf.clone())
+        return with_element(output, self.layer, leaf.clone())
 
     def check(self) -> None:
         """Refuses a layer that never ran, or whose output the model changed later through another reference."""
@@ -216,33 +250,65 @@ def find_module(root: nn.Module, path: str) -> tuple[str, nn.Module]:
     return ".".join(names), module
 
 
+def read_logits(output: Any, key: int | str | None, batch: int) -> tuple[Tensor, Tensor | None]:
+    """The logits [B, classes] in a model's output, and those of every pixel [B, classes, h, w] if it has them.
+
+    Where the output holds none, the logits are [B, 0].
+
+    Raises:
+        CamkitError: the output has no entry of the name that the adapter gives.
+    """
+    chosen = _entry(output, key)
+    if isinstance(chosen, Tensor) and chosen.ndim in (1, 2) and chosen.is_floating_point():
+        return (chosen.unsqueeze(1) if chosen.ndim == 1 else chosen), None
+    if isinstance(chosen, Tensor) and chosen.ndim == 4 and chosen.shape[0] == batch:
+        return chosen.mean(dim=(2, 3)), chosen
+    return torch.empty(batch, 0), None
+
+
 def select_logits(output: Any, key: int | str | None) -> Tensor:
-    """The logits [B, classes] in a model's output: the entry that the adapter names, else the obvious one."""
+    """The logits [B, classes] in a model's output: the entry that the adapter names, else the obvious one.
+
+    Raises:
+        CamkitError: there are none.
+    """
+    chosen = _entry(output, key)
+    if not isinstance(chosen, Tensor) or chosen.ndim not in (1, 2):
+        raise no_logits(output, key)
+    return chosen.unsqueeze(1) if chosen.ndim == 1 else chosen
+
+
+def no_logits(output: Any, key: int | str | None = None) -> CamkitError:
+    """The error for an output in which logits were looked for in vain."""
+    chosen = _entry(output, key)
+    what = f"a tensor of shape {list(chosen.shape)}" if isinstance(chosen, Tensor) else type(output).__name__
+    return CamkitError(
+        f"The model's output is {what}, but logits of shape [batch, classes] are expected; name the entry that holds "
+        f"them in an adapter ('output'), or choose a target that needs none."
+    )
+
+
+def _entry(output: Any, key: int | str | None) -> Any:
     if key is not None:
         try:
-            chosen = output[key]
+            return output[key]
         except (KeyError, IndexError, TypeError):
             raise CamkitError(
                 f"The model's output has no entry {key!r}, which the adapter names as the logits."
             ) from None
-    elif isinstance(output, Mapping):
-        chosen = output.get("logits", output.get("out"))
-    elif hasattr(output, "logits"):
-        chosen = output.logits
-    elif isinstance(output, tuple | list) and output:
-        chosen = output[0]
-    else:
-        chosen = output
-    if not isinstance(chosen, Tensor) or chosen.ndim not in (1, 2):
-        what = f"a tensor of shape {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"{type(output).__name__}"
-        raise CamkitError(
-            f"The model's output is {what}, but logits of shape [batch, classes] are expected; "
-            f"name the entry that holds them in an adapter ('output')."
-        )
-    return chosen.unsqueeze(1) if chosen.ndim == 1 else chosen
+    if isinstance(output, Mapping):
+        return output.get("logits", output.get("out"))
+    if hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
-def _element(output: Any, layer: Layer) -> Tensor:
+def element(output: Any, layer: Layer) -> Tensor:
+    """The tensor that counts in a layer's output.
+
+    Raises:
+        CamkitError: there is none.
+    """
     tensor = output
     if layer.element is not None and not isinstance(output, Tensor):
         try:
@@ -257,7 +323,8 @@ def _element(output: Any, layer: Layer) -> Tensor:
     return tensor
 
 
-def _replaced(output: Any, layer: Layer, tensor: Tensor) -> Any:
+def with_element(output: Any, layer: Layer, tensor: Tensor) -> Any:
+    """A layer's output with another tensor in that place."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, Mapping):

@@ -1,7 +1,9 @@
 """The Explainer: one pass over a model for any number of methods, layers and targets."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, overload
@@ -13,14 +15,19 @@ from camkit import cut
 from camkit.adapter import Adapter, Resolved, find_adapter
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explanation import Explanation, warn_of_blanks
+from camkit.fusions import Fusion
 from camkit.injection import own_options
+from camkit.methods import Method, as_method
 from camkit.models import LoadedModel
 from camkit.plan import Plan
 from camkit.preprocessing import Preprocessing
+from camkit.quantities import MEMORY
 from camkit.registry import registry
-from camkit.targets import Target, TargetFunction, parse_targets
+from camkit.smoothing import augmented
+from camkit.targets import Target, parse_targets
 
 Many = list[Explanation]
+AnyMethod = str | Callable[..., Any]
 
 
 class Explainer:
@@ -33,6 +40,7 @@ class Explainer:
         adapter: an `Adapter`, or the path of an adapter file. By default it is found by the model's class.
         class_names: names of the classes, so that targets can be given by name.
         preprocessing: how images were normalised, which attacks need; a loaded model brings its own.
+        memory: bytes that perturbed copies of a batch may take at a time, beside the model and its own pass.
 
     Raises:
         CamkitError: the model is in training mode, or the layer does not exist.
@@ -46,6 +54,7 @@ class Explainer:
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
+        memory: int = MEMORY,
     ) -> None:
         loaded = model if isinstance(model, LoadedModel) else None
         module = loaded.module if loaded else model
@@ -59,6 +68,7 @@ class Explainer:
         self._given_probability = loaded.probability if loaded else None
         self._resolved = find_adapter(self.module, adapter)
         self.layer = layer
+        self.memory = memory
         require_evaluation_mode(self.module)
         if layer is not None and self._resolved is not None:
             for name in [layer] if isinstance(layer, str) else layer:
@@ -97,129 +107,203 @@ class Explainer:
     def __call__(
         self,
         images: Tensor,
-        method: str = ...,
+        method: AnyMethod = ...,
         target: "int | str | Tensor | Target" = ...,
         layer: str | None = ...,
         options: Mapping[str, Any] | None = ...,
         relu: bool = ...,
+        *,
+        fuse: str | None = ...,
+        eigen_smooth: bool = ...,
+        aug_smooth: bool = ...,
     ) -> Explanation: ...
 
     @overload
     def __call__(
         self,
         images: Tensor,
-        method: str | Sequence[str] = ...,
+        method: AnyMethod | Sequence[AnyMethod] = ...,
         target: Any = ...,
         layer: str | Sequence[str] | None = ...,
         options: Mapping[str, Any] | None = ...,
         relu: bool = ...,
+        *,
+        fuse: str | None = ...,
+        eigen_smooth: bool = ...,
+        aug_smooth: bool = ...,
     ) -> Any: ...
 
     def __call__(
         self,
         images: Tensor,
-        method: str | Sequence[str] = "gradcam",
+        method: AnyMethod | Sequence[AnyMethod] = "gradcam",
         target: Any = "top",
         layer: str | Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
         relu: bool = True,
+        *,
+        fuse: str | None = None,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
     ) -> Any:
         """Explains a batch in one pass.
 
         Args:
             images: [B, C, H, W], preprocessed as the model expects.
-            method: name of a method, or a list of names.
+            method: name of a method or a function marked as one, or a list of these.
             target: ``top``, ``top-3``, ``last``, a class index or name, ``function:class``, a tensor [B] of indices, a
-                `Target`, or a list of these.
+                callable from the model's output to scores [B], a `Target`, or a list of these.
             layer: as for the constructor.
-            options: the method's options by name; with several methods as ``method.option``.
+            options: options by name: ``option`` or ``method.option``, ``function.option`` for a target function,
+                ``fusion.option``; with several methods the short form is refused.
             relu: whether heatmaps keep the positive part only.
+            fuse: name of a fusion, which makes one map of those of several layers.
+            eigen_smooth: joins a map's channels by their first principal component in place of their sum.
+            aug_smooth: averages the maps of six versions of each image: as it is and mirrored, at 0.9, 1 and 1.1 times
+                its values.
 
         Returns:
-            One Explanation; a list of them, in the order method, layer, target, if any of the three was a list.
+            One Explanation; a list of them, in the order method, layer, target, if any of the three was a list. A
+            method that has no layer, and a fusion, give one for all the layers.
 
         Raises:
             CamkitError: something given is not known or does not fit the model.
         """
-        methods = [method] if isinstance(method, str) else list(method)
+        methods = [method] if isinstance(method, str) or callable(method) else list(method)
         chosen = layer if layer is not None else self.layer
         layers: list[str | None] = [chosen] if chosen is None or isinstance(chosen, str) else list(chosen)
         targets, several = parse_targets(target, self.class_names, registry().names("target", qualified=True))
-        several = several or not isinstance(method, str) or not (chosen is None or isinstance(chosen, str))
+        several = several or isinstance(method, list | tuple)
+        several = several or not (fuse or chosen is None or isinstance(chosen, str))
         if not methods or not layers:
             raise CamkitError("At least one method and one layer are needed.")
-        found = self._explain(images, methods, layers, targets, options or {}, relu)
+        run = partial(
+            self._explain,
+            methods=methods,
+            layers=layers,
+            options=options or {},
+            relu=relu,
+            fuse=fuse,
+            eigen_smooth=eigen_smooth,
+        )
+        found = augmented(run, images, targets) if aug_smooth else run(images, targets=targets)
+        if fuse:
+            found = self._fused(found, fuse, options or {}, [each.method for each in found])
         return found if several else found[0]
 
-    def applicable(self, images: Tensor) -> list[str]:
-        """The names of the methods that this model does not refuse, tried on these images."""
+    def applicable(self, images: Tensor, *, single_pass: bool = False) -> list[str]:
+        """The names of the methods that this model does not refuse, tried on these images.
+
+        With `single_pass` only maps that one forward pass and the gradient of its head give.
+        """
+        methods: list[Method] = registry().values("method")
+        layer = self.layer if isinstance(self.layer, str) else None
         found = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CamkitWarning)
-            for name in registry().names("method"):
+            for method in methods:
+                if single_pass and not (method.single_pass and method.kind == "map"):
+                    continue
                 try:
-                    self(images, name, layer=self.layer if isinstance(self.layer, str) else None)
+                    self(images, method.name, layer=layer)
                 except CamkitError:
                     continue
-                found.append(name)
-        return found
+                found.append(method.name)
+        return sorted(found)
 
     @torch.inference_mode(False)
     def _explain(
         self,
         images: Tensor,
-        names: Sequence[str],
-        layers: Sequence[str | None],
+        *,
         targets: Sequence[Target],
+        methods: Sequence[AnyMethod],
+        layers: Sequence[str | None],
         options: Mapping[str, Any],
         relu: bool,
+        fuse: str | None,
+        eigen_smooth: bool,
     ) -> Many:
         images = self._checked(images)
-        plan = self.plan(images, names, layers, options)
+        others = [*(target.name for target in targets), *([fuse] if fuse else [])]
+        plan = self.plan(images, methods, layers, options, others=others, eigen_smooth=eigen_smooth)
+        names = [method.name for method in plan.methods]
         for method, target in product(plan.methods, targets):
             if not method.class_specific and target.function != "class":
                 raise CamkitError(
                     f"The method '{method.name}' gives the same map for every class, so the target "
                     f"'{target.label}' has no meaning for it."
                 )
-        forward = plan.cut.forward(images, graph=plan.needs_graph)
+        forward = plan.forward(images)
         made: dict[tuple[int, int, int], Explanation] = {}
         for t, target in enumerate(targets):
-            function: TargetFunction = registry().get("target", target.function)
-            class_index = target.resolve(forward.logits)
-            scored = plan.score(forward, function, class_index, target.inputs, last=t == len(targets) - 1)
-            for (m, n), raw in plan.maps(forward, scored, checks=True):
-                method, layer = plan.methods[m], plan.layers[n]
-                maps = raw.detach().float()
+            own = own_options(options, target.name, names, others)
+            question = target.question(forward, own, self.probability)
+            scored = plan.score(forward, question, last=t == len(targets) - 1)
+            for (m, n), result in plan.results(forward, scored):
+                method = plan.methods[m]
                 made[m, n, t] = Explanation(
-                    maps=maps,
+                    maps=result.maps.detach().float(),
                     logits=forward.logits.detach(),
-                    targets=class_index,
+                    targets=question.class_index,
                     scores=scored.scores.detach(),
                     method=names[m],
                     options=plan.options[m],
-                    layer=layer.path,
+                    layer=plan.layers[n].path if method.has_layer else None,
                     target=target,
                     size=(images.shape[2], images.shape[3]),
                     relu=relu,
                     class_names=self.class_names,
                     probability=self.probability,
                     kind=method.kind,
+                    remarks=result.notes,
                 )
                 warn_of_blanks(made[m, n, t])
-        return [made[key] for key in product(range(len(names)), range(len(layers)), range(len(targets)))]
+        order = product(range(len(names)), range(len(layers)), range(len(targets)))
+        return [made[key] for key in order if key in made]
+
+    def _fused(self, found: Many, fuse: str, options: Mapping[str, Any], names: Sequence[str]) -> Many:
+        """One explanation for the several layers of each method and target."""
+        fusion: Fusion = registry().get("fusion", fuse)
+        others = [*(one.target.name for one in found), fuse]
+        chosen = fusion.signature.options(own_options(options, fuse, list(dict.fromkeys(names)), others))
+        groups: dict[tuple[int, int], Many] = {}
+        for one in found:
+            if one.kind != "map":
+                raise CamkitError(f"The method '{one.method}' gives {one.kind}, which cannot be fused; only maps can.")
+            # by identity: a method or a target may have been asked for twice
+            groups.setdefault((id(one.options), id(one.targets)), []).append(one)
+        return [
+            replace(
+                group[0],
+                maps=fusion.fuse([one.maps for one in group], chosen, relu=group[0].relu),
+                layer=" + ".join(filter(None, (one.layer for one in group))) or None,
+                remarks=tuple(remark for one in group for remark in one.remarks),
+                fusion=fuse,
+            )
+            for group in groups.values()
+        ]
 
     def plan(
         self,
         images: Tensor,
-        methods: Sequence[str],
+        methods: Sequence[AnyMethod],
         layers: Sequence[str | None],
         options: Mapping[str, Any] | None = None,
+        *,
+        others: Sequence[str] = (),
+        eigen_smooth: bool = False,
     ) -> Plan:
-        """Everything that is decided before the pass: adapter, layers, methods and their options."""
+        """Everything that is decided before the pass: adapter, layers, methods and their options.
+
+        `others` are whoever else may own some of the options: target functions and fusions.
+        """
         require_evaluation_mode(self.module)
         resolved = self.resolve(images)
-        found = [registry().get("method", name) for name in methods]
+        found = [as_method(method) for method in methods]
+        names = [
+            method if isinstance(method, str) else method_.name for method, method_ in zip(methods, found, strict=True)
+        ]
         positions = [resolved.adapter.layer(self.module, name) for name in layers]
         return Plan(
             module=self.module,
@@ -227,9 +311,11 @@ class Explainer:
             methods=found,
             layers=positions,
             options=[
-                method.signature.options(own_options(options or {}, name, methods))
-                for method, name in zip(found, methods, strict=True)
+                method.signature.options(own_options(options or {}, name, names, others))
+                for method, name in zip(found, names, strict=True)
             ],
+            eigen_smooth=eigen_smooth,
+            memory=self.memory,
         )
 
     def _checked(self, images: Tensor) -> Tensor:

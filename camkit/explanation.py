@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from camkit import heatmap
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.methods import Kind
-from camkit.quantities import single
-from camkit.targets import Target, class_label
+from camkit.precision import single
+from camkit.targets import Target, class_label, probabilities
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Explanation:
         class_names: names of the classes, if known.
         probability: ``softmax`` or ``sigmoid``: how logits become probabilities.
         kind: ``map``, ``pixels`` or ``concepts``.
+        remarks: what the method said about single images, (bool [B], sentence) each.
+        fusion: the fusion that made one map of several layers' maps, if one did.
     """
 
     maps: Tensor
@@ -52,6 +55,8 @@ class Explanation:
     class_names: Sequence[str] | None = None
     probability: str = "softmax"
     kind: Kind = "map"
+    remarks: tuple[tuple[Tensor, str], ...] = ()
+    fusion: str | None = None
 
     @cached_property
     def heatmaps(self) -> Tensor:
@@ -61,53 +66,73 @@ class Explanation:
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
-        """For each image whose heatmap is blank or not finite one sentence with the likely cause, else ``""``."""
+        """For each image one sentence where its heatmap is blank, not finite or not to be trusted, else ``""``."""
         flat = self.maps.flatten(1)
         finite, zero = flat.isfinite().all(dim=1), (flat == 0).all(dim=1)
         negative = (flat <= 0).all(dim=1) & self.relu
-        if bool((finite & ~zero & ~negative).all()):
+        if not self.remarks and bool((finite & ~zero & ~negative).all()):
             return ("",) * len(flat)
-        causes = ("infinite", ~finite), ("zero", zero), ("negative", negative & ~zero)
+        causes = [
+            (~finite, _BLANK["infinite"]),
+            (zero, _BLANK["zero"]),
+            (negative & ~zero, _BLANK["negative"]),
+            *self.remarks,
+        ]
         return tuple(
-            next((_BLANK[cause] for cause, affected in causes if affected[index]), "") for index in range(len(flat))
+            next((sentence for affected, sentence in causes if affected[index]), "") for index in range(len(flat))
         )
 
     @cached_property
     def probabilities(self) -> Tensor:
         """The probability of every class, [B, classes]."""
-        logits = single(self.logits)
-        return logits.sigmoid() if self.probability == "sigmoid" or logits.shape[1] == 1 else logits.softmax(dim=1)
+        return probabilities(single(self.logits), self.probability)
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""
         return class_label(index, self.class_names)
 
     def overlay(self, images: Any = None, *, colormap: str | None = None, alpha: float = 0.6) -> "np.ndarray[Any, Any]":
-        """Heatmaps drawn over pictures: uint8 [B, H, W, 3].
+        """What was found, drawn over pictures: uint8 [B, H, W, 3]; see `draw` for how.
 
         `images` are the pictures as the model saw them: uint8 [B, H, W, 3], or a tensor [B, 3, H, W] or [B, 1, H, W]
         in [0, 1]. A tensor that was normalised for the model is brought to that range first. Without pictures the
-        heatmaps are drawn on white.
+        ground is white.
+        """
+        count = len(self.maps)
+        pictures = np.full((count, *self.size, 3), 255, np.uint8) if images is None else as_pictures(images)
+        if len(pictures) != count:
+            raise CamkitError(
+                f"There are {count} heatmaps, but {len(pictures)} pictures were given; one for each is expected."
+            )
+        return np.stack(
+            [self.draw(index, picture, colormap=colormap, alpha=alpha) for index, picture in enumerate(pictures)]
+        )
+
+    def draw(
+        self, index: int, picture: "np.ndarray[Any, Any]", *, colormap: str | None = None, alpha: float = 0.6
+    ) -> "np.ndarray[Any, Any]":
+        """One image's result on its picture uint8 [H, W, 3], the image as the model saw it or 2, 3, … times as large.
+
+        A map becomes the heatmap over the picture; concepts become areas over the picture in grey, each in a colour of
+        its own; pixels become a picture by themselves, in which grey is zero, and `colormap` and `alpha` do nothing.
         """
         from camkit import visualize
 
-        heat = self.heatmaps.detach().cpu().numpy()
-        pictures = np.full((*heat.shape, 3), 255, np.uint8) if images is None else as_pictures(images)
-        if len(pictures) != len(heat):
-            raise CamkitError(
-                f"There are {len(heat)} heatmaps, but {len(pictures)} pictures were given; one for each is expected."
-            )
-        return np.stack(
-            [
-                visualize.overlay(picture, one, signed=not self.relu, colormap=colormap, alpha=alpha)
-                for picture, one in zip(pictures, heat, strict=True)
-            ]
-        )
+        factor = max(1, picture.shape[0] // self.size[0])
+        if self.kind == "map":
+            heat = visualize.upscale(_array(self.heatmaps[index]), factor)
+            return visualize.overlay(picture, heat, signed=not self.relu, colormap=colormap, alpha=alpha)
+        if self.kind == "pixels":
+            return visualize.upscale(visualize.signed_pixels(_array(self.maps[index])), factor)
+        size = (self.size[0] * factor, self.size[1] * factor)
+        resized = F.interpolate(self.maps[index : index + 1].float(), size=size, mode="bilinear", align_corners=False)
+        return visualize.concepts(picture, _array(resized[0]), colormap=colormap, alpha=alpha)
 
     def record(self, index: int) -> dict[str, Any]:
         """One image's result as JSON values: prediction, target and map statistics; None for what is not finite."""
-        probabilities = self.probabilities[index]
-        top, explained = int(probabilities.argmax()), int(self.targets[index])
+        explained = int(self.targets[index])
+        chances = self.probabilities[index]
+        top = int(chances.argmax()) if len(chances) else None
         values = self.maps[index].detach().float()
         heat = self.heatmaps[index]
         row, column = divmod(int(heat.argmax()), heat.shape[1])
@@ -115,13 +140,16 @@ class Explanation:
             "method": self.method,
             "options": dict(self.options),
             "layer": self.layer,
-            "prediction": {"class": top, "name": self.class_name(top), "probability": _number(probabilities[top])},
+            "fusion": self.fusion,
+            "prediction": None
+            if top is None
+            else {"class": top, "name": self.class_name(top), "probability": _number(chances[top])},
             "target": {
-                "function": self.target.function,
+                "function": self.target.name,
                 "asked": self.target.label,
                 "class": explained,
                 "name": self.class_name(explained),
-                "probability": _number(probabilities[explained]),
+                "probability": None if top is None else _number(chances[explained]),
                 "score": _number(self.scores[index]),
             },
             "map": {
@@ -199,6 +227,10 @@ def warn_of_blanks(explanation: Explanation) -> None:
         where = f" at '{explanation.layer}'" if explanation.layer else ""
         text = f"The map by {explanation.method}{where} of {which} {note.removeprefix('The map ')}"
         warnings.warn(text, CamkitWarning, stacklevel=5)
+
+
+def _array(tensor: Tensor) -> "np.ndarray[Any, Any]":
+    return np.asarray(tensor.detach().cpu().numpy())
 
 
 def _number(value: Tensor) -> float | None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from camkit import output, plugin
 from camkit.check import Check
 from camkit.errors import CamkitError, unknown
-from camkit.explain import Explainer
-from camkit.injection import Signature, parse_signature
+from camkit.explain import AnyMethod, Explainer
+from camkit.injection import Signature, own_options, parse_signature
 from camkit.plan import traceable
 from camkit.registry import registry
-from camkit.testing import Oracle
+from camkit.targets import Target
+from camkit.testing.oracle import Oracle
 
 if TYPE_CHECKING:
     from camkit.registry import Registry
@@ -80,7 +81,7 @@ class Exporter:
 def export(
     explainer: Explainer,
     path: str | Path,
-    method: str = "gradcam",
+    method: AnyMethod = "gradcam",
     *,
     layer: str | None = None,
     target: str = "class",
@@ -119,7 +120,7 @@ def export(
 
 def request(
     explainer: Explainer,
-    method: str = "gradcam",
+    method: AnyMethod = "gradcam",
     *,
     layer: str | None = None,
     target: str = "class",
@@ -135,17 +136,20 @@ def request(
         )
     example = _example(explainer, images)
     layer = layer if layer is not None else explainer.layer if isinstance(explainer.layer, str) else None
-    plan = explainer.plan(example, [method], [layer], options)
+    plan = explainer.plan(example, [method], [layer], options, others=[target])
     if plan.methods[0].kind != "map":
-        raise CamkitError(f"The method '{method}' gives {plan.methods[0].kind}, not a map, and cannot be exported.")
+        raise CamkitError(
+            f"The method '{plan.methods[0].name}' gives {plan.methods[0].kind}, not a map, and cannot be exported."
+        )
     function = registry().get("target", target)
     if set(function.inputs) - {"class_index"}:
         raise CamkitError(
             f"The target '{target}' needs {', '.join(function.inputs)}; exported graphs take a class index only."
         )
-    forward = plan.cut.forward(example, graph=plan.needs_graph)
-    scored = plan.score(forward, function, forward.logits.argmax(dim=1), {}, last=True)
-    list(plan.maps(forward, scored, checks=True))
+    forward = plan.forward(example)
+    own = own_options(options or {}, target, [plan.methods[0].name], [target])
+    question = Target(target).question(forward, own, explainer.probability)
+    list(plan.results(forward, plan.score(forward, question, last=True)))
     oracle = Oracle(explainer, example, method, layer, target, options)
 
     def reference(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +157,7 @@ def request(
         return found.logits, found.maps
 
     return ExportRequest(
-        explain=traceable(plan, function),
+        explain=traceable(plan, function, question.options, question.probability),
         oracle=reference,
         image_shape=(example.shape[1], example.shape[2], example.shape[3]),
         classes=forward.logits.shape[1],
@@ -161,10 +165,11 @@ def request(
         provenance={
             "model": explainer.spec or type(explainer.module).__name__,
             "weights": explainer.weights,
-            "method": method,
+            "method": plan.methods[0].name,
             "class_specific": plan.methods[0].class_specific,
             "options": dict(plan.options[0]),
             "target": target,
+            "target_options": dict(question.options),
             "layer": plan.layers[0].path,
             "adapter": plan.adapter.name,
             "probability": explainer.probability,

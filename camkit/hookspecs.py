@@ -33,6 +33,11 @@ def camkit_targets() -> Functions:  # type: ignore[empty-body]
 
 
 @hookspec
+def camkit_fusions() -> Functions:  # type: ignore[empty-body]
+    """Functions marked with `plugin.fusion`: how the maps of several layers become one."""
+
+
+@hookspec
 def camkit_attacks() -> Functions:  # type: ignore[empty-body]
     """Functions marked with `plugin.attack`."""
 

@@ -94,23 +94,27 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def own_options(options: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
-    """The options of the method `name` among those of all the methods `names`, written ``option`` or ``method.option``.
+def own_options(
+    options: Mapping[str, Any], name: str, methods: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The options of `name` among those of `methods` and of `others` (target functions, a fusion).
+
+    They are written ``name.option``, or with a single method also ``option`` for it.
 
     Raises:
-        CamkitError: an option names no method though there are several, or a method that was not asked for.
+        CamkitError: an option names nobody though there are several methods, or somebody who was not asked for.
     """
     own = {}
     for key, value in options.items():
-        method, dot, option = key.rpartition(".")
-        if not dot and len(names) == 1:
-            own[option] = value
+        owner, dot, option = key.rpartition(".")
+        if not dot and len(methods) == 1:
+            owner = methods[0]
         elif not dot:
             raise CamkitError(f"With several methods, write the option '{key}' as 'method.{key}'.")
-        elif method == name:
+        elif owner not in (*methods, *others):
+            raise CamkitError(f"The option '{key}' is for '{owner}', which was not asked for.")
+        if owner == name:
             own[option] = value
-        elif method not in names:
-            raise CamkitError(f"The option '{key}' is for the method '{method}', which was not asked for.")
     return own
 
 

@@ -20,7 +20,7 @@ class Layout(ABC):
 
     @abstractmethod
     def from_maps(self, maps: Tensor, original: Tensor) -> Tensor:
-        """Maps [B, K, h, w] in the order of the layer's output; prefix tokens are taken from `original`."""
+        """Maps [n * B, K, h, w] in the order of the layer's output; prefix tokens are those of `original` [B, ...]."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Tokens(Layout):
 
     def from_maps(self, maps: Tensor, original: Tensor) -> Tensor:
         """The maps as patch tokens behind the prefix tokens of `original`."""
-        return torch.cat([original[:, : self.prefix], maps.flatten(2).transpose(1, 2)], dim=1)
+        before = original[:, : self.prefix].repeat(len(maps) // len(original), 1, 1)
+        return torch.cat([before, maps.flatten(2).transpose(1, 2)], dim=1)
 
     def __str__(self) -> str:
         return f"tokens(prefix {self.prefix}, grid {self.grid[0]}x{self.grid[1]})"

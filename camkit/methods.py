@@ -19,8 +19,16 @@ _SHAPES = {"map": "[B, h, w] or [B, K, h, w]", "pixels": "[B, C, H, W]", "concep
 
 
 @dataclass(frozen=True)
+class Result:
+    """What a method gave, in the shape of its kind, and what it said about single images: (bool [B], sentence)."""
+
+    maps: Tensor
+    notes: tuple[tuple[Tensor, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Method:
-    """A registered CAM method."""
+    """A registered CAM method; `traceable` says whether it can appear in an exported graph."""
 
     name: str
     function: Callable[..., Any]
@@ -28,6 +36,7 @@ class Method:
     quantities: tuple[Quantity, ...]
     kind: Kind
     class_specific: bool
+    traceable: bool
     paper: str
 
     @classmethod
@@ -43,25 +52,34 @@ class Method:
             quantities=tuple(known[name] for name in signature.asks),
             kind=mark.facts["kind"],
             class_specific=mark.facts["class_specific"],
+            traceable=mark.facts["traceable"] and all(known[name].traceable for name in signature.asks),
             paper=mark.facts["paper"],
         )
-
-    @property
-    def traceable(self) -> bool:
-        """Whether every quantity that the method asks for can appear in an exported graph."""
-        return all(quantity.traceable for quantity in self.quantities)
 
     @property
     def needs_graph(self) -> bool:
         """Whether the method needs the autograd graph of the head."""
         return any(quantity.graph for quantity in self.quantities)
 
-    def compute(self, this: Pass, options: Mapping[str, Any]) -> Tensor:
+    @property
+    def has_layer(self) -> bool:
+        """Whether the method explains a target layer; without one it explains the model as a whole."""
+        return any(quantity.layer for quantity in self.quantities)
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether one forward pass, with the gradient of its head, is all that the method needs."""
+        return not any(quantity.reruns for quantity in self.quantities)
+
+    def compute(self, this: Pass, options: Mapping[str, Any], *, eigen_smooth: bool = False) -> Result:
         """The method's result for one layer and one target: a signed map [B, h, w] for methods of kind ``map``.
 
+        With `eigen_smooth` the channels of a map [B, K, h, w] are joined by their first principal component.
+
         Raises:
-            CamkitError: the function failed, or returned something else than its kind says.
+            CamkitError: the function failed, returned something else than its kind says, or has no channels to smooth.
         """
+        this.notes.clear()
         given = [this.value(quantity) for quantity in self.quantities]
         try:
             result = self.function(*given, **options)
@@ -77,4 +95,35 @@ class Method:
                 f"The method '{self.name}' returned {in_words(result)}, but a {self.kind} method returns a tensor "
                 f"{_SHAPES[self.kind]} with B = {batch}."
             )
-        return result.sum(dim=1) if self.kind == "map" and result.ndim == 4 else result
+        notes = tuple(this.notes)
+        if eigen_smooth:
+            return Result(self._smoothed(result), notes)
+        return Result(result.sum(dim=1) if self.kind == "map" and result.ndim == 4 else result, notes)
+
+    def _smoothed(self, result: Tensor) -> Tensor:
+        if self.kind != "map" or result.ndim != 4:
+            raise CamkitError(
+                f"The method '{self.name}' does not weigh channels one by one, so eigen smoothing has nothing to act "
+                f"on; leave it out."
+            )
+        from camkit.components import principal_component
+
+        return principal_component(result, centred=True)[0]
+
+
+def as_method(given: str | Callable[..., Any]) -> Method:
+    """A method by its name, or of a function marked with `plugin.method` that no plugin has registered.
+
+    Raises:
+        CamkitError: the name is not known, or the function is not marked as one method.
+    """
+    from camkit.registry import registry
+
+    if isinstance(given, str):
+        found: Method = registry().get("method", given)
+        return found
+    marks = [mark for mark in plugin.marks(given) if mark.kind == "method"]
+    if len(marks) != 1:
+        name = getattr(given, "__name__", type(given).__name__)
+        raise CamkitError(f"The function '{name}' is not a method; mark it with @plugin.method(NAME, paper=...).")
+    return Method.parse(given, marks[0], registry())

@@ -1,6 +1,7 @@
 """One pass as it was planned: adapter, layers, methods, options. Explaining, tracing and the oracle all follow it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,80 +11,102 @@ from torch import Tensor, nn
 from camkit.adapter import Adapter
 from camkit.cut import Cut, Forward, Layer
 from camkit.errors import CamkitError
-from camkit.methods import Method
-from camkit.quantities import Pass, Scored
-from camkit.targets import TargetFunction, resolve_top
+from camkit.methods import Method, Result
+from camkit.quantities import MEMORY, Pass, Quantity, Scored
+from camkit.targets import Question, TargetFunction, resolve_top
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One pass as it was planned; the same steps serve eager explanation, tracing, and the oracle."""
+    """One pass as it was planned; the same steps serve eager explanation, tracing, and the oracle.
+
+    Attributes:
+        module: the model.
+        adapter: its adapter.
+        methods: the methods, and their `options`.
+        layers: the target layers.
+        options: see methods.
+        eigen_smooth: whether a method's channels are joined by their first principal component, not their sum.
+        memory: bytes that perturbed copies of the batch may take at a time.
+    """
 
     module: nn.Module
     adapter: Adapter
     methods: Sequence[Method]
     layers: Sequence[Layer]
     options: Sequence[Mapping[str, Any]]
+    eigen_smooth: bool = False
+    memory: int = MEMORY
 
     @property
-    def cut(self) -> Cut:
-        """The model cut at the layers, each path once."""
-        unique = {layer.path: layer for layer in self.layers}
-        return Cut(self.module, list(unique.values()), self.adapter.output)
+    def quantities(self) -> list[Quantity]:
+        """What all the methods ask for, each once."""
+        return list({quantity.name: quantity for method in self.methods for quantity in method.quantities}.values())
 
     @property
     def needs_graph(self) -> bool:
         """Whether any method differentiates."""
-        return any(method.needs_graph for method in self.methods)
+        return any(quantity.graph for quantity in self.quantities)
 
-    def score(
-        self,
-        forward: Forward,
-        function: TargetFunction,
-        class_index: Tensor,
-        inputs: Mapping[str, Tensor],
-        *,
-        last: bool,
-    ) -> Scored:
+    def observers(self) -> list[AbstractContextManager[Any]]:
+        """What has to watch the forward pass, each class once."""
+        classes = dict.fromkeys(quantity.observer for quantity in self.quantities if quantity.observer)
+        return [observer(self.needs_graph) for observer in classes]
+
+    def forward(self, images: Tensor) -> Forward:
+        """The forward pass, with the head recorded if any method differentiates."""
+        unique = {layer.path: layer for layer in self.layers}
+        cut = Cut(self.module, list(unique.values()), self.adapter.output)
+        return cut.forward(images, graph=self.needs_graph, observers=self.observers())
+
+    def score(self, forward: Forward, question: Question, *, last: bool) -> Scored:
         """The scores of one target, ready to be differentiated; `last` lets go of the graph after the gradient."""
-        given = {**inputs, "class_index": class_index}
-
-        def logit_gradient() -> Tensor:
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = forward.logits.detach().requires_grad_()
-                scores = function.scores(leaf, forward.output, given)
-                return torch.autograd.grad(scores.sum(), leaf)[0]
-
-        graph_quantities = {q.name for method in self.methods for q in method.quantities if q.graph}
+        differentiating = [quantity for quantity in self.quantities if quantity.graph]
         with torch.inference_mode(False), torch.set_grad_enabled(self.needs_graph):
-            scores = function.scores(forward.logits, forward.output, given)
-        return Scored(forward, scores, class_index, logit_gradient, retain_graph=not last or len(graph_quantities) > 1)
+            scores = question.scores(forward)
+        return Scored(forward, question, scores, retain_graph=not last or len(differentiating) > 1)
 
-    def maps(self, forward: Forward, scored: Scored, *, checks: bool) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        """((method, layer), result) for every method at every layer, for one target."""
+    def passes(
+        self, forward: Forward, scored: Scored, *, checks: bool = True, plain: bool = False
+    ) -> Iterator[tuple[int, Pass]]:
+        """(layer, what quantities are computed from) for every layer, for one target."""
         height, width = forward.images.shape[2:]
-        classifier = self.adapter.find_classifier(self.module)
+        for n, layer in enumerate(self.layers):
+            shape = forward.captured[layer.path].shape
+            layout = self.adapter.layout_of(self.module, layer, shape, (height, width))
+            yield n, Pass(self.module, self.adapter, scored, layer, layout, checks, plain, self.memory)
+
+    def results(
+        self, forward: Forward, scored: Scored, *, checks: bool = True, plain: bool = False
+    ) -> Iterator[tuple[tuple[int, int], Result]]:
+        """((method, layer), result) for every method at every layer, for one target.
+
+        A method that has no layer gives one result, at the first.
+        """
         with torch.inference_mode(False), torch.no_grad():
-            for n, layer in enumerate(self.layers):
-                shape = forward.captured[layer.path].shape
-                layout = self.adapter.layout_of(self.module, layer, shape, (height, width))
-                this = Pass(self.module, scored, layer, layout, classifier, checks)
+            for n, this in self.passes(forward, scored, checks=checks, plain=plain):
                 for m, method in enumerate(self.methods):
-                    yield (m, n), method.compute(this, self.options[m])
+                    if n == 0 or method.has_layer:
+                        yield (m, n), method.compute(this, self.options[m], eigen_smooth=self.eigen_smooth)
 
 
-def traceable(plan: Plan, target: TargetFunction) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+def traceable(
+    plan: Plan, target: TargetFunction, options: Mapping[str, Any], probability: str
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``."""
     if not all(method.traceable for method in plan.methods):
         method = next(method for method in plan.methods if not method.traceable)
         blocking = ", ".join(quantity.name for quantity in method.quantities if not quantity.traceable)
-        raise CamkitError(f"The method '{method.name}' cannot be exported, because {blocking} cannot be traced.")
+        raise CamkitError(
+            f"The method '{method.name}' cannot be exported, because {blocking or 'its own computation'} cannot be traced."
+        )
 
     def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        forward = plan.cut.forward(images, graph=plan.needs_graph)
+        forward = plan.forward(images)
         explained = resolve_top(class_index, forward.logits)
-        scored = plan.score(forward, target, explained, {}, last=True)
-        ((_, maps),) = plan.maps(forward, scored, checks=False)
-        return forward.logits.detach(), maps.detach(), explained
+        question = Question(target, explained, {}, options, probability)
+        scored = plan.score(forward, question, last=True)
+        ((_, result),) = plan.results(forward, scored, checks=False)
+        return forward.logits.detach(), result.maps.detach(), explained
 
     return explain

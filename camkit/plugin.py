@@ -69,14 +69,17 @@ def method(
     paper: str,
     kind: Literal["map", "pixels", "concepts"] = "map",
     class_specific: bool = True,
+    traceable: bool = True,
 ) -> Callable[[Marked], Marked]:
     """Marks a CAM method: a pure function of quantities.
 
     `paper` is where the formula comes from. `kind` says what the function returns: ``map`` the signed map
     [B, h, w], or [B, K, h, w] for the engine to sum over channels; ``pixels`` [B, C, H, W]; ``concepts`` [B, k, h, w].
-    A method that is not `class_specific` refuses targets that differ only in their class.
+    A method that is not `class_specific` refuses targets that differ only in their class. One that is not `traceable`
+    cannot be exported, although all of its quantities can.
     """
-    return _marker("method", name, paper=paper, kind=kind, class_specific=class_specific)
+    facts = {"paper": paper, "kind": kind, "class_specific": class_specific, "traceable": traceable}
+    return _marker("method", name, **facts)
 
 
 def target(name: str, *, inputs: tuple[str, ...] = ()) -> Callable[[Marked], Marked]:
@@ -88,14 +91,34 @@ def target(name: str, *, inputs: tuple[str, ...] = ()) -> Callable[[Marked], Mar
     return _marker("target", name, inputs=inputs)
 
 
-def quantity(name: str, *, traceable: bool, graph: bool = False) -> Callable[[Marked], Marked]:
+def quantity(
+    name: str,
+    *,
+    traceable: bool,
+    graph: bool = False,
+    layer: bool = True,
+    reruns: bool = False,
+    observer: Callable[[bool], Any] | None = None,
+) -> Callable[[Marked], Marked]:
     """Marks a quantity: what methods can ask for by the name of a parameter.
 
     The function takes a `camkit.quantities.Pass` and returns the value; its return annotation is the type that methods
-    must write. `traceable` says whether it may appear in an exported graph, `graph` whether it differentiates, so that
-    the pass must record the autograd graph of the head.
+    must write. `traceable` says whether it may appear in an exported graph; `graph` whether it differentiates, so that
+    the pass must record the autograd graph of the head; `layer` whether it belongs to the target layer (a method that
+    asks for none such has no layer); `reruns` whether the model, or a part of it, runs again. What has to watch the
+    forward pass names an `observer`, a class of context managers made with one argument, whether autograd records; the
+    pass keeps what it gives under ``scored.forward.observed[observer]``.
     """
-    return _marker("quantity", name, traceable=traceable, graph=graph)
+    facts = {"traceable": traceable, "graph": graph, "layer": layer, "reruns": reruns, "observer": observer}
+    return _marker("quantity", name, **facts)
+
+
+def fusion(name: str, *, paper: str) -> Callable[[Marked], Marked]:
+    """Marks a fusion: a function of ``maps: list[Tensor]``, one [B, h, w] for each layer, that returns one of them.
+
+    The maps come as the heatmaps they would be: ReLU, one min-max, resized to the largest of them.
+    """
+    return _marker("fusion", name, paper=paper)
 
 
 def attack(name: str, *, norm: Norm, paper: str) -> Callable[[Marked], Marked]:

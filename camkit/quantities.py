@@ -4,8 +4,9 @@ Each is a function of a `Pass`, contributed through the hook ``camkit_quantities
 entry points like anybody's. A value is computed when the first method asks for it and kept until the pass ends.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
@@ -13,12 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camkit import plugin
-from camkit.cut import Forward, Layer
+from camkit.adapter import Adapter
+from camkit.contracts import Note
+from camkit.cut import Cut, Forward, Layer
 from camkit.errors import CamkitError
 from camkit.layout import Layout
+from camkit.precision import single
+from camkit.targets import Question
 
 if TYPE_CHECKING:
     from camkit.registry import Registry
+
+# What perturbed copies of a batch may take at a time beside the model and its own pass.
+MEMORY = 200 * 2**20
+
+
+Observer = Callable[[bool], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,9 @@ class Quantity:
     type: object
     traceable: bool
     graph: bool
+    layer: bool = True
+    reruns: bool = False
+    observer: Observer | None = None
 
     @classmethod
     def parse(cls, function: Callable[["Pass"], Any], mark: plugin.Mark, registry: "Registry") -> "Quantity":
@@ -39,20 +53,16 @@ class Quantity:
             raise CamkitError(
                 f"The quantity '{mark.name}' has no return annotation, which is the type that methods write."
             )
-        return cls(mark.name, function, hints["return"], mark.facts["traceable"], mark.facts["graph"])
+        return cls(mark.name, function, hints["return"], **mark.facts)
 
 
 @dataclass
 class Scored:
-    """One target of a forward pass: the scores [B], and the gradients at all layers, computed once.
-
-    `logit_gradient` gives the gradient of the scores with respect to the logits, [B, classes], without the head.
-    """
+    """One target of a forward pass: the scores [B], and the gradients at all layers, computed once."""
 
     forward: Forward
+    question: Question
     scores: Tensor
-    class_index: Tensor
-    logit_gradient: Callable[[], Tensor]
     retain_graph: bool
     _gradients: dict[str, Tensor] = field(default_factory=dict)
 
@@ -69,19 +79,25 @@ class Pass:
 
     Attributes:
         module: the model.
+        adapter: the model's adapter.
         scored: the forward pass (images, output, logits, captured layers) with the scores of one target.
         layer: the target layer.
         layout: how that layer's output is read as [B, K, h, w].
-        classifier: the module that the adapter names as the classifier, if it names one.
         checks: False while a graph is traced, where no decision may hang on a value.
+        plain: whether to compute in the plainest way, as the oracle does: no part of the model is taken as a graph.
+        memory: bytes that perturbed copies of the batch may take at a time.
+        notes: what methods said about images, (bool [B], sentence); the engine takes them after each method.
     """
 
     module: nn.Module
+    adapter: Adapter
     scored: Scored
     layer: Layer
     layout: Layout
-    classifier: nn.Module | None
     checks: bool = True
+    plain: bool = False
+    memory: int = MEMORY
+    notes: list[tuple[Tensor, str]] = field(default_factory=list)
     _values: dict[str, Any] = field(default_factory=dict)
 
     def value(self, quantity: Quantity) -> Any:
@@ -90,25 +106,39 @@ class Pass:
             self._values[quantity.name] = quantity.function(self)
         return self._values[quantity.name]
 
+    def again(
+        self,
+        images: Tensor,
+        *,
+        graph: bool = False,
+        from_images: bool = False,
+        observers: Sequence[AbstractContextManager[Any]] = (),
+    ) -> "Pass":
+        """The same question about other images [n * B, C, H, W]: n copies of the batch, one after the other.
 
-def single(tensor: Tensor) -> Tensor:
-    """Half-precision tensors in float32, in which maps are computed; others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        `graph` records the head, `from_images` the whole model, so that gradients can be had.
+        """
+        cut = Cut(self.module, [self.layer], self.adapter.output)
+        forward = cut.forward(images, graph=graph, from_images=from_images, observers=observers)
+        question = self.scored.question.repeated(len(images) // len(self.scored.scores))
+        with torch.set_grad_enabled(graph or from_images):
+            scores = question.scores(forward)
+        return replace(self, scored=Scored(forward, question, scores, retain_graph=False), notes=[], _values={})
 
 
-@plugin.quantity("images", traceable=True)
+@plugin.quantity("images", traceable=True, layer=False)
 def images(this: Pass) -> Tensor:
     """The images [B, C, H, W] as the model was given them."""
     return single(this.scored.forward.images)
 
 
-@plugin.quantity("logits", traceable=True)
+@plugin.quantity("logits", traceable=True, layer=False)
 def logits(this: Pass) -> Tensor:
     """The model's output before softmax or sigmoid, [B, classes]."""
     return single(this.scored.forward.logits.detach())
 
 
-@plugin.quantity("scores", traceable=True)
+@plugin.quantity("scores", traceable=True, layer=False)
 def scores(this: Pass) -> Tensor:
     """The target's value, [B]."""
     return single(this.scored.scores.detach())
@@ -136,7 +166,7 @@ def classifier_weights(this: Pass) -> Tensor:
     Raises:
         CamkitError: the logits are not one linear layer applied to the spatial mean of the activations.
     """
-    classifier, forward = this.classifier, this.scored.forward
+    classifier, forward = this.adapter.find_classifier(this.module), this.scored.forward
     features = activations(this)
     if (
         not isinstance(classifier, nn.Linear)
@@ -147,7 +177,7 @@ def classifier_weights(this: Pass) -> Tensor:
             f"CAM needs a model whose logits are one linear layer on the global average of the target layer's "
             f"activations, which is not so at '{this.layer.path}'; use gradcam, which equals CAM where CAM is defined."
         )
-    return single(this.scored.logit_gradient().to(classifier.weight.dtype) @ classifier.weight.detach())
+    return single(this.scored.question.logit_gradient(forward).to(classifier.weight.dtype) @ classifier.weight.detach())
 
 
 def _is_pooled_linear(classifier: nn.Linear, features: Tensor, logits: Tensor) -> bool:
@@ -155,6 +185,17 @@ def _is_pooled_linear(classifier: nn.Linear, features: Tensor, logits: Tensor) -
     expected = F.linear(pooled, classifier.weight, classifier.bias).detach()
     tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 5e-2
     return bool((expected - logits).abs().max() <= tolerance * logits.abs().max())
+
+
+@plugin.quantity("note", traceable=True, layer=False)
+def note(this: Pass) -> Note:
+    """Says something about some images of the batch; silent in an exported graph."""
+
+    def say(affected: Tensor, sentence: str) -> None:
+        if this.checks:
+            this.notes.append((affected, sentence))
+
+    return say
 
 
 @plugin.hookimpl

@@ -30,6 +30,7 @@ _PARSERS = {
     "quantity": "camkit.quantities:Quantity",
     "target": "camkit.targets:TargetFunction",
     "method": "camkit.methods:Method",
+    "fusion": "camkit.fusions:Fusion",
     "attack": "camkit.attacks:Attack",
     "metric": "camkit.evaluate:Metric",
     "dataset": "camkit.evaluate:DataSet",

@@ -2,21 +2,29 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from camkit import plugin
-from camkit.errors import CamkitError, unknown
+from camkit.cut import Forward, no_logits
+from camkit.errors import CamkitError, suggestion, unknown
 from camkit.injection import Signature, in_words, parse_signature
-from camkit.quantities import single
+from camkit.precision import single
 
 if TYPE_CHECKING:
     from camkit.registry import Registry
 
-OUTPUT_TYPES: dict[str, object] = {"logits": Tensor, "output": Any}
+# What a target function can ask for beside its own inputs: the logits [B, classes], their probabilities (softmax or
+# sigmoid, as the model has it), the logits of every pixel [B, classes, h, w], and the model's output as it is.
+OUTPUT_TYPES: dict[str, object] = {
+    "logits": Tensor,
+    "probabilities": Tensor,
+    "dense_logits": Tensor,
+    "output": Any,
+}
 
 
 @dataclass(frozen=True)
@@ -36,23 +44,88 @@ class TargetFunction:
         signature = parse_signature(function, f"the target '{mark.name}'", known)
         return cls(mark.name, function, signature, inputs)
 
-    def scores(self, logits: Tensor, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """One score [B] per image, in float32 for half-precision models.
+    @classmethod
+    def wrap(cls, function: Callable[[Any], Tensor]) -> "TargetFunction":
+        """Any callable from the model's output to one score [B] per image."""
+        name = getattr(function, "__name__", type(function).__name__)
+        nothing = parse_signature(lambda: None, f"the target '{name}'", {})
+        return cls(name, function, Signature(nothing.owner, ("output",), nothing.options_model), ())
+
+    def scores(self, available: Mapping[str, Any], batch: int, options: Mapping[str, Any]) -> Tensor:
+        """One score [B] per image.
 
         Raises:
             CamkitError: an input is missing, or the function did not return one score per image.
         """
-        available = {"logits": single(logits), "output": output, **inputs}
         missing = [name for name in self.signature.asks if name not in available]
         if missing:
             raise CamkitError(f"The target '{self.name}' needs the input '{missing[0]}', which was not given.")
-        scores = self.function(*(available[name] for name in self.signature.asks))
-        if not isinstance(scores, Tensor) or scores.shape != logits.shape[:1]:
+        scores = self.function(*(available[name] for name in self.signature.asks), **options)
+        if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.shape[0] != batch:
             raise CamkitError(
-                f"The target '{self.name}' returned {in_words(scores)}, "
-                f"but one score per image is expected: [{len(logits)}]."
+                f"The target '{self.name}' returned {in_words(scores)}, but one score per image is expected: [{batch}]."
             )
         return scores
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a forward pass: the scores of one target, for a batch of images whose classes are known.
+
+    Attributes:
+        function: the target function.
+        class_index: the class of each image, int64 [B].
+        inputs: the function's other inputs, [B, ...] each.
+        options: the function's options.
+        probability: ``softmax`` or ``sigmoid``: how the model's logits become probabilities.
+    """
+
+    function: TargetFunction
+    class_index: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    probability: str = "softmax"
+
+    def scores(self, forward: Forward, logits: Tensor | None = None) -> Tensor:
+        """The scores [B]; from `logits` where they are given in place of the forward pass's own.
+
+        Raises:
+            CamkitError: the model's output is not what the target function needs.
+        """
+        asks = self.function.signature.asks
+        logits = single(forward.logits if logits is None else logits)
+        if {"logits", "probabilities"} & set(asks) and logits.shape[1] == 0:
+            raise no_logits(forward.output)
+        if "dense_logits" in asks and forward.dense_logits is None:
+            raise CamkitError(
+                f"The target '{self.function.name}' needs logits for every pixel, [batch, classes, height, width], "
+                f"which this model does not give."
+            )
+        available: dict[str, Any] = {**self.inputs, "class_index": self.class_index, "output": forward.output}
+        available |= {"logits": logits}
+        if forward.dense_logits is not None:
+            # a sum over an image's pixels overflows in half precision
+            available["dense_logits"] = single(forward.dense_logits)
+        if "probabilities" in asks:
+            available["probabilities"] = probabilities(logits, self.probability)
+        # not len(): in a traced graph the number of images stays open
+        return self.function.scores(available, self.class_index.shape[0], self.options)
+
+    def logit_gradient(self, forward: Forward) -> Tensor:
+        """The gradient of the scores with respect to the logits, [B, classes], without the head."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = forward.logits.detach().requires_grad_()
+            return torch.autograd.grad(self.scores(forward, leaf).sum(), leaf)[0]
+
+    def repeated(self, times: int) -> "Question":
+        """The same question about `times` copies of the batch, one copy after the other."""
+        inputs = {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in self.inputs.items()}
+        return replace(self, class_index=self.class_index.repeat(times), inputs=inputs)
+
+
+def probabilities(logits: Tensor, kind: str) -> Tensor:
+    """Probabilities [B, classes] of logits: ``softmax``, or ``sigmoid``, which a single logit always has."""
+    return logits.sigmoid() if kind == "sigmoid" or logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -67,16 +140,65 @@ class Rank:
 
 @dataclass(frozen=True)
 class Target:
-    """What to explain: a target function by name, the class it is about, and its other inputs.
+    """What to explain: a target function, the class it is about, and its other inputs.
 
+    `function` is the name of a target function, or any callable from the model's output to one score [B] per image.
     `class_index` is one class for all images, a tensor [B] with one for each, or a `Rank`. A negative number means the
-    top class. `label` is how files and pictures name it.
+    top class. `inputs` are tensors [B, ...], or [1, ...] for all images. `label` is how files and pictures name it.
     """
 
-    function: str = "class"
+    function: str | Callable[[Any], Tensor] = "class"
     class_index: int | Tensor | Rank = Rank(0)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     label: str = "top"
+
+    @property
+    def name(self) -> str:
+        """The name of the target function."""
+        return self.function if isinstance(self.function, str) else TargetFunction.wrap(self.function).name
+
+    def question(self, forward: Forward, options: Mapping[str, Any], probability: str) -> Question:
+        """The target as a question to a forward pass: its classes resolved, its inputs one for each image.
+
+        Raises:
+            CamkitError: the function is not known, an option or an input is wrong, or the top class is asked of a
+                model without logits.
+        """
+        from camkit.registry import registry
+
+        function: TargetFunction = (
+            registry().get("target", self.function)
+            if isinstance(self.function, str)
+            else TargetFunction.wrap(self.function)
+        )
+        batch, device = len(forward.images), forward.images.device
+        if forward.logits.shape[1] > 0:
+            class_index = self.resolve(forward.logits)
+        elif "class_index" in function.inputs:
+            class_index = self._given(batch, device, no_logits(forward.output))
+        else:
+            class_index = torch.zeros(batch, dtype=torch.int64, device=device)
+        known = [name for name in function.inputs if name != "class_index"]
+        for name in self.inputs:
+            if name not in known:
+                ending = suggestion(name, known) if known else "it takes none."
+                raise CamkitError(f"The target '{function.name}' has no input '{name}'; {ending}")
+        inputs = {name: _batched(name, value, batch).to(device) for name, value in self.inputs.items()}
+        return Question(function, class_index, inputs, function.signature.options(options), probability)
+
+    def _given(self, batch: int, device: torch.device, otherwise: CamkitError) -> Tensor:
+        if isinstance(self.class_index, Rank) or bool((torch.as_tensor(self.class_index) < 0).any()):
+            raise otherwise
+        return self._index(batch, device).expand(batch)
+
+    def _index(self, batch: int, device: torch.device) -> Tensor:
+        index = torch.as_tensor(self.class_index, device=device)
+        if index.is_floating_point() or index.ndim > 1 or (index.ndim == 1 and len(index) != batch):
+            raise CamkitError(
+                f"Class indices were given as a {index.dtype} tensor of shape {list(index.shape)}; "
+                f"one whole number, or one for each of the {batch} images, is expected."
+            )
+        return index.long()
 
     def resolve(self, logits: Tensor) -> Tensor:
         """The class index of each image, int64 [B].
@@ -89,15 +211,22 @@ class Target:
             if self.class_index.place >= classes:
                 raise CamkitError(f"The target '{self.label}' asks for more classes than the model has ({classes}).")
             return logits.detach().argsort(dim=1, descending=True, stable=True)[:, self.class_index.place]
-        index = torch.as_tensor(self.class_index, device=logits.device)
-        if index.is_floating_point() or index.ndim > 1 or (index.ndim == 1 and len(index) != batch):
-            raise CamkitError(
-                f"Class indices were given as a {index.dtype} tensor of shape {list(index.shape)}; "
-                f"one whole number, or one for each of the {batch} images, is expected."
-            )
+        index = self._index(batch, logits.device)
         if int(index.max()) >= classes:
             raise CamkitError(_too_large(int(index.max()), classes))
-        return resolve_top(index.long().expand(batch), logits)
+        return resolve_top(index.expand(batch), logits)
+
+
+def _batched(name: str, value: Tensor, batch: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) not in (1, batch):
+        given = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise CamkitError(
+            f"The target's input '{name}' was given as {given}; a tensor with one entry for each of the {batch} images "
+            f"is expected."
+        )
+    # what was made in inference mode cannot be part of a graph; its copy can
+    value = value.clone() if value.is_inference() else value.detach()
+    return value.expand(batch, *value.shape[1:])
 
 
 def resolve_top(class_index: Tensor, logits: Tensor) -> Tensor:
@@ -109,7 +238,8 @@ def parse_targets(given: Any, class_names: Sequence[str] | None, functions: Sequ
     """Targets from what a user wrote, and whether several were asked for (then a list of Explanations is returned).
 
     Accepted are ``"top"``, ``"top-3"``, ``"last"``, a class index, a class name, ``"function:class"`` such as
-    ``"counterfactual:top"``, a tensor [B] of class indices, a `Target`, and lists of these.
+    ``"counterfactual:top"``, a tensor [B] of class indices, a callable from the model's output to scores [B], a
+    `Target`, and lists of these.
 
     Raises:
         CamkitError: a class or target function is not known; the nearest names are suggested.
@@ -122,6 +252,9 @@ def parse_targets(given: Any, class_names: Sequence[str] | None, functions: Sequ
         return [given], False
     if isinstance(given, Tensor):
         return [Target(class_index=given, label="given")], False
+    if callable(given):
+        own = Target(given)
+        return [replace(own, label=own.name)], False
     if isinstance(given, bool) or not isinstance(given, int | str):
         raise CamkitError(
             f"A target was given as {given!r}; a class index, a class name, 'top', 'top-3' or 'last' is expected."

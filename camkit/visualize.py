@@ -23,6 +23,7 @@ Box = tuple[float, float, float, float]
 
 SEQUENTIAL = "turbo"
 DIVERGING = "bwr"
+QUALITATIVE = "tab10"
 
 
 def overlay(
@@ -44,8 +45,7 @@ def overlay(
     values = np.nan_to_num(np.asarray(heatmap, dtype=np.float32), nan=0.0)
     if values.shape != image.shape[:2]:
         raise CamkitError(f"A heatmap {_size(values)} cannot be drawn on an image {_size(image)}; resize it first.")
-    if not 0 <= alpha <= 1:
-        raise CamkitError(f"The opacity of an overlay lies between 0 and 1, not {alpha}.")
+    _check_opacity(alpha)
     lowest = -1 if signed else 0
     # interpolation in half precision oversteps the range by its rounding, which is no mistake of the caller
     if values.min() < lowest - 1e-2 or values.max() > 1 + 1e-2:
@@ -58,6 +58,47 @@ def overlay(
     opacity = alpha * np.abs(values)[..., None]
     base = image.astype(np.float32)
     return np.rint(base + opacity * (colours - base)).astype(np.uint8)
+
+
+def signed_pixels(values: NDArray[np.floating[Any]], *, percentile: float = 99.5) -> Image:
+    """A signed value for each pixel and channel [C, H, W] as a picture [H, W, 3] uint8, in which zero is mid-grey.
+
+    Values are scaled so that the `percentile` of their magnitudes is full white or black: a few pixels are often far
+    stronger than all the others. Three channels are red, green and blue; another number is drawn as their mean. NaN
+    counts as 0. Raises `CamkitError` for another shape.
+    """
+    if values.ndim != 3:
+        raise CamkitError(f"Pixels to draw are [channels, height, width], these are {list(values.shape)}.")
+    channels = values if len(values) == 3 else np.repeat(values.mean(axis=0, keepdims=True), 3, axis=0)
+    # in double precision, where the magnitude of a tiny gradient is no subnormal number
+    signed = np.nan_to_num(np.moveaxis(channels, 0, 2).astype(np.float64), nan=0.0)
+    magnitudes = np.abs(signed)
+    # where nearly all pixels are zero, the percentile is too
+    strongest = np.percentile(magnitudes, percentile) or magnitudes.max() or 1.0
+    return np.asarray(np.rint(127.5 + 127.5 * np.clip(signed / strongest, -1, 1)), dtype=np.uint8)
+
+
+def concepts(
+    image: Image, strengths: NDArray[np.floating[Any]], *, colormap: str | None = None, alpha: float = 0.6
+) -> Image:
+    """Where several concepts are, drawn over the image in grey: [H, W, 3] uint8.
+
+    `image` is RGB [H, W, 3] uint8; `strengths` are [k, H, W], of which the negative count as 0. Each pixel gets the
+    colour of its strongest concept, as opaque as that concept is strong there compared with the strongest of all, up to
+    `alpha`. `colormap` is any name that matplotlib knows; left out, it is `QUALITATIVE`. Raises `CamkitError` for other
+    shapes, ranges and names.
+    """
+    _check_image(image)
+    _check_opacity(alpha)
+    if strengths.ndim != 3 or strengths.shape[1:] != image.shape[:2]:
+        found = list(strengths.shape)
+        raise CamkitError(f"Concepts {found} cannot be drawn on an image {_size(image)}; resize them first.")
+    values = np.nan_to_num(strengths.astype(np.float64), nan=0.0).clip(min=0)
+    colours = _colours(colormap or QUALITATIVE, len(values))[values.argmax(axis=0)]
+    opacity = alpha * (values.max(axis=0) / (values.max() or 1.0))[..., None]
+    # on the colours of the image nobody could tell one concept's from another's
+    base = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)[..., None]
+    return np.asarray(np.rint(base + opacity * (colours - base)), dtype=np.uint8)
 
 
 def check_colormap(name: str | None) -> None:
@@ -165,6 +206,21 @@ def _colour_table(name: str) -> NDArray[np.float32]:
         raise unknown("colormap", name, list(colormaps))
     table = colormaps[name](np.linspace(0, 1, 256))[:, :3]
     return np.asarray(table * 255, dtype=np.float32)
+
+
+def _colours(name: str, count: int) -> NDArray[np.float32]:
+    """Colours [count, 3] in [0, 255] that are told apart: a list's own in order, others evenly spaced."""
+    table = _colour_table(name)
+    listed = colormaps[name].N
+    if listed < len(table):
+        chosen = colormaps[name](np.arange(count) % listed)[:, :3]
+        return np.asarray(chosen * 255, dtype=np.float32)
+    return table[np.linspace(0, len(table) - 1, count).astype(np.intp)]
+
+
+def _check_opacity(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise CamkitError(f"The opacity of an overlay lies between 0 and 1, not {alpha}.")
 
 
 def _check_image(image: Image) -> None:

@@ -124,7 +124,7 @@ def test_the_images_stay_as_they_were_and_may_require_gradients():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_conformance_kit_accepts_every_method(method, random_model):
-    check_method(Explainer(random_model("timm:resnet")), zoo.images(3, 64), method, class_index=3)
+    check_method(method, Explainer(random_model("timm:resnet")), zoo.images(3, 64), class_index=3)
 
 
 # --- whoever calls, the same maps
@@ -355,7 +355,7 @@ def test_the_logits_are_found_in_the_models_output(kind):
 @pytest.mark.parametrize(
     ("wrap", "key", "words"),
     [
-        (lambda x: x[:, :, None, None], None, "tensor of shape [2, 10, 1, 1]"),
+        (lambda x: x[:, :, None], None, "tensor of shape [2, 10, 1]"),
         (lambda x: {"aux": x}, None, "logits of shape [batch, classes] are expected"),
         (lambda x: "text", None, "is str"),
         (lambda x: {"logits": x}, "scores", "no entry 'scores'"),

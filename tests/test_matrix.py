@@ -1,4 +1,4 @@
-"""One matrix: every method, on every family of models, at several layers, for several targets, in every precision.
+"""One matrix: every method of one pass, on every family of models, at several layers, for several targets.
 
 Each cell is compared with two things. The float64 oracle of `camkit.testing` says what the map is. Plain PyTorch (one
 hook, full autograd, the model's own precision) says what rounding alone makes of it, and the cut must add nothing to
@@ -13,11 +13,18 @@ import torch
 
 import zoo
 from camkit import Explainer
-from camkit.quantities import single
+from camkit.precision import single
 from camkit.registry import registry
 from camkit.testing import HALF_TOLERANCE, Oracle, assert_agrees, relative_error, tolerance, untied
 
-METHODS = registry().names("method")
+# What plain PyTorch can be asked for by the test itself. Methods that run the model or its head again, or that look at
+# attention, have tables of their own (test_perturbation, test_attention, test_fullgrad, test_pixels).
+ASKED = {"activations", "gradients", "classifier_weights", "note"}
+METHODS = [
+    method.name
+    for method in registry().values("method")
+    if set(method.signature.asks) <= ASKED and method.kind == "map" and method.name != "random"
+]
 
 # Model: size of the images (height, width), and the target layers; `last` is the adapter's, others lie inside stages.
 MODELS = {
@@ -45,6 +52,7 @@ TARGETS = {
     "top": ("class", -1),
     "3": ("class", 3),
     "counterfactual:top": ("counterfactual", -1),
+    "difference:3": ("difference", 3),
 }
 
 # LayerNorm is blind to its input's length, so in front of one that alone reads it the sum of gradient times activation
@@ -60,11 +68,19 @@ HIRESCAM_IS_ZERO = [
 # These two divide by sums that signed features (tokens) bring near zero, where rounding shows in any implementation:
 # plain PyTorch's float32 is up to 5e-3 from the oracle. There alone ten times that is allowed without the usual cap.
 DIVIDING = ("gradcam++", "xgradcam")
+
+# A principal component turns with rounding where the first two are nearly equal (random networks often have such), and
+# a class-agnostic method has one target only.
+EIGEN = ("eigencam", "eigengradcam", "segeigencam", "kpcacam")
+AGNOSTIC = [method.name for method in registry().values("method") if not method.class_specific]
 SEED = 1
 
 # Where CAM is defined; elsewhere it is refused, see test_formulas.
 CAM = [(name, "last") for name in ("torchvision:resnet18", "timm:resnet", "timm:resnet-bottleneck", "timm:vit-linear")]
 CAM += [("demo:resnet", "last"), ("demo:vgg", "last")]
+
+# what methods remark about gaps and rounding is tested with the methods
+pytestmark = pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")
 
 CELLS = [
     (name, layer, method)
@@ -75,7 +91,13 @@ CELLS = [
     and not (method == "hirescam" and (name, layer) in HIRESCAM_IS_ZERO)
 ]
 LAST = [cell for cell in CELLS if cell[1] == MODELS[cell[0]][1][0]]
-TRAINED = [cell for cell in LAST if cell[0].startswith("demo:") and not (cell[2] in DIVIDING and "vit" in cell[0])]
+# FEM compares each activation with a threshold, and half precision moves some to its other side.
+JUMPING = (*EIGEN, "fem")
+TRAINED = [
+    cell
+    for cell in LAST
+    if cell[0].startswith("demo:") and not (cell[2] in DIVIDING and "vit" in cell[0]) and cell[2] not in JUMPING
+]
 
 
 @functools.cache
@@ -86,7 +108,7 @@ def in_precision(name, dtype):
 
 
 def is_ill_conditioned(name, method):
-    return method in DIVIDING and "vit" in name
+    return (method in DIVIDING and "vit" in name) or method in EIGEN
 
 
 def inputs(name, dtype=torch.float32):
@@ -113,12 +135,43 @@ def plain(explainer, images, methods, target):
     finally:
         handle.remove()
     explained = logits.argmax(dim=1) if index < 0 else torch.full((len(images),), index)
-    scores = logits.float().gather(1, explained[:, None]).sum() * (-1 if function == "counterfactual" else 1)
+    scores = SCORES[function](logits.float(), explained).sum()
     (gradients,) = torch.autograd.grad(scores, kept[0])
     layout = plan.adapter.layout_of(explainer.module, plan.layers[0], kept[0].shape, tuple(images.shape[2:]))
-    arguments = [single(layout.to_maps(part)) for part in (kept[0].detach(), gradients)]
-    results = [method.function(*arguments) for method in plan.methods]
+    given = {
+        "activations": single(layout.to_maps(kept[0].detach())),
+        "gradients": single(layout.to_maps(gradients)),
+        "note": lambda affected, sentence: None,
+    }
+    results = [
+        method.function(*(given[name] for name in method.signature.asks), **options)
+        for method, options in zip(plan.methods, plan.options, strict=True)
+    ]
     return [maps.sum(dim=1) if maps.ndim == 4 else maps for maps in results]
+
+
+def class_score(logits, explained):
+    return logits.gather(1, explained[:, None])[:, 0]
+
+
+def difference(logits, explained):
+    """The class's logit minus the mean of the three nearest ones, weighted by their probability."""
+    own, chance = class_score(logits, explained), logits.softmax(dim=1)
+    rows = []
+    for row, place in enumerate(explained):
+        distance = (logits[row] - own[row]).detach().abs()
+        distance[place] = torch.inf
+        nearest = distance.argsort()[:3]
+        weights = chance[row][nearest] / chance[row][nearest].sum()
+        rows.append(own[row] - (weights * logits[row][nearest]).sum())
+    return torch.stack(rows)
+
+
+SCORES = {
+    "class": class_score,
+    "counterfactual": lambda logits, explained: -class_score(logits, explained),
+    "difference": difference,
+}
 
 
 def check(name, layer, method, target, dtype=torch.float32, *, allowed=None, heatmap_allowed=1e-3):
@@ -157,7 +210,7 @@ def test_float32_agrees_with_the_oracle(name, layer, method):
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "top"])
-@pytest.mark.parametrize(("name", "layer", "method"), LAST)
+@pytest.mark.parametrize(("name", "layer", "method"), [cell for cell in LAST if cell[2] not in AGNOSTIC])
 def test_every_target_agrees_with_the_oracle(name, layer, method, target):
     check(name, layer, method, target)
 

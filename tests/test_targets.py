@@ -135,10 +135,9 @@ def test_top_eleven_of_ten_classes_is_refused_by_the_explainer(random_model):
 
 
 def test_target_functions_give_the_logit_and_its_negative():
-    index = torch.tensor([3, 1])
-    score = {name: registry().get("target", name).scores(LOGITS, LOGITS, {"class_index": index}) for name in FUNCTIONS}
-    assert registry().names("target") == FUNCTIONS
+    given = {"logits": LOGITS, "output": LOGITS, "class_index": torch.tensor([3, 1])}
+    score = {name: registry().get("target", name).scores(given, 2, {}) for name in ("class", "counterfactual")}
     assert score["class"].tolist() == [2.0, 8.0]
     assert score["counterfactual"].tolist() == [-2.0, -8.0]
     with zoo.refused("needs the input 'class_index'"):
-        registry().get("target", "class").scores(LOGITS, LOGITS, {})
+        registry().get("target", "class").scores({"logits": LOGITS}, 2, {})

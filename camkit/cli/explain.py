@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,18 +34,32 @@ def explain(
     ],
     method: Annotated[str, typer.Option(metavar="A,B", help="Methods; camkit plugins lists them.")] = "gradcam",
     option: Annotated[
-        list[str] | None, typer.Option(metavar="A.name=value", help="An option of a method; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="A.name=value", help="An option of a method, a target function or the fusion; repeatable."
+        ),
     ] = None,
     layer: Annotated[
         str | None, typer.Option(metavar="L1,L2", help="Target layers; camkit adapters --model names some.")
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(metavar="T", help="top, top-3, last, a class index or name; repeatable.  [default: top]"),
+        typer.Option(
+            metavar="T", help="top, top-3, last, a class index or name, function:class; repeatable.  [default: top]"
+        ),
     ] = None,
     variant: Annotated[
         str, typer.Option(metavar="V,V", help="relu, signed (no ReLU), counterfactual (the negative score).")
     ] = "relu",
+    fuse: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One map of several layers: mean, max, tanh-max, product.")
+    ] = None,
+    eigen_smooth: Annotated[
+        bool, typer.Option("--eigen-smooth", help="Join channels by their first principal component, not their sum.")
+    ] = False,
+    aug_smooth: Annotated[
+        bool, typer.Option("--aug-smooth", help="Average the maps of six versions of each image, mirrored and scaled.")
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for pictures and explanations.jsonl.")
     ] = Path("camkit-output"),
@@ -74,14 +87,16 @@ def explain(
             raise unknown("variant", one, VARIANTS)
     if not methods or not variants:
         raise CamkitError("At least one method and one variant are needed.")
-    given = parse_options(option or [], methods)
+    asked = [text.strip() for text in target or ["top"]]
+    given = parse_options(option or [], methods, _others(asked, fuse))
     check_colormap(colormap)
     paths = list(dict.fromkeys(find_images(images)))
     for path in paths:
         read_image(path)
     torch.manual_seed(seed)
     explainer, loaded = options.explainer(comma_separated(layer) or None)
-    question = Question.checked(explainer, methods, variants, target or ["top"], given)
+    smoothing = Smoothing(fuse, eigen_smooth, aug_smooth)
+    question = Question.checked(explainer, methods, variants, asked, given, smoothing)
     folder = files.directory(output)
 
     stems = _distinct(files.file_name(path.stem) or "image" for path in paths)
@@ -139,6 +154,15 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Smoothing:
+    """What becomes of the maps that the methods give."""
+
+    fuse: str | None
+    eigen_smooth: bool
+    aug_smooth: bool
+
+
+@dataclass(frozen=True)
 class Question:
     """What is asked about every image."""
 
@@ -146,6 +170,7 @@ class Question:
     variants: Sequence[str]
     targets: Sequence["Target"]
     options: dict[str, Any]
+    smoothing: Smoothing
 
     @classmethod
     def checked(
@@ -155,20 +180,24 @@ class Question:
         variants: Sequence[str],
         targets: Sequence[str],
         options: dict[str, Any],
+        smoothing: Smoothing,
     ) -> "Question":
         """Refuses unknown methods, options and classes before anything is computed or written."""
         from camkit.injection import own_options
         from camkit.registry import registry
         from camkit.targets import parse_targets
 
-        for name in methods:
-            registry().get("method", name).signature.options(own_options(options, name, methods))
         functions = registry().names("target", qualified=True)
         asked, _ = parse_targets(list(targets), explainer.class_names, functions)
+        owners = [("method", name) for name in methods] + [("target", target.name) for target in asked]
+        owners += [("fusion", smoothing.fuse)] if smoothing.fuse else []
+        for kind, name in owners:
+            own = own_options(options, name, methods, [owner for _, owner in owners])
+            registry().get(kind, name).signature.options(own)
         for target in asked:
             if "counterfactual" in variants and target.function != "class":
                 raise CamkitError(f"The variant 'counterfactual' is of a class, which '{target.label}' is not.")
-        return cls(methods, variants, asked, options)
+        return cls(methods, variants, asked, options, smoothing)
 
     def cells(self, explainer: "Explainer", images: "Tensor") -> "Iterator[Cell]":
         """All explanations of one batch, computed in one pass."""
@@ -178,12 +207,24 @@ class Question:
         with warnings.catch_warnings():
             # an image is named by its file, not by its place in a batch; the record of each holds its note
             warnings.simplefilter("ignore", CamkitWarning)
-            found = explainer(images, list(self.methods), target=asked, options=self.options)
-        for variant, (number, explanation) in product(self.variants, enumerate(found)):
-            place = number % len(asked)
-            if (place >= len(positive)) == (variant == "counterfactual"):
-                target = place % len(self.targets), self.targets[place % len(self.targets)]
-                yield Cell(variant, target, replace(explanation, relu=variant != "signed"))
+            found = {True: self._run(explainer, images, asked, relu=True)}
+            # what a fusion makes of several maps hangs on their negative values
+            apart = self.smoothing.fuse is not None and "signed" in self.variants
+            found[False] = self._run(explainer, images, asked, relu=False) if apart else found[True]
+        for variant in self.variants:
+            for number, explanation in enumerate(found[variant != "signed"]):
+                place = number % len(asked)
+                if (place >= len(positive)) == (variant == "counterfactual"):
+                    target = place % len(self.targets), self.targets[place % len(self.targets)]
+                    yield Cell(variant, target, replace(explanation, relu=variant != "signed"))
+
+    def _run(
+        self, explainer: "Explainer", images: "Tensor", asked: "Sequence[Target]", *, relu: bool
+    ) -> "Sequence[Explanation]":
+        found: Sequence[Explanation] = explainer(
+            images, list(self.methods), list(asked), options=self.options, relu=relu, **vars(self.smoothing)
+        )
+        return found
 
 
 @dataclass(frozen=True)
@@ -196,13 +237,9 @@ class Drawing:
     alpha: float
 
     def overlay(self, explanation: "Explanation") -> Any:
-        """The heatmap over the picture, uint8 [H, W, 3]."""
-        from camkit.visualize import overlay, upscale
-
-        heat = explanation.heatmaps[self.index].cpu().numpy()
-        heat = upscale(heat, self.picture.shape[0] // heat.shape[0])
+        """The explanation drawn on the picture, uint8 [H, W, 3]."""
         colormap = self.colormap if explanation.relu else None
-        return overlay(self.picture, heat, signed=not explanation.relu, colormap=colormap, alpha=self.alpha)
+        return explanation.draw(self.index, self.picture, colormap=colormap, alpha=self.alpha)
 
     def save(self, cells: Sequence[Cell], folder: Path, stem: str, *, title: str) -> list[str]:
         """Writes the overlays and the grid; the names of the overlays' files."""
@@ -213,7 +250,13 @@ class Drawing:
         names = [f"{name}.png" for name in _distinct(f"{stem}-{file_name(*cell.file_parts())}" for cell in cells)]
         for name, picture in zip(names, overlays, strict=True):
             save_png(folder / name, picture)
-        places = [((cell.target[0], cell.row(self.index)), cell.column) for cell in cells]
+        # what has no layer stands beside the first layer of its class, not in a row of its own
+        ranked = sorted(cells, key=lambda cell: cell.explanation.layer is None)
+        first: dict[int, str] = {}
+        for cell in ranked:
+            first.setdefault(cell.target[0], cell.row(self.index))
+        at = [cell.row(self.index) if cell.explanation.layer else first[cell.target[0]] for cell in cells]
+        places = [((cell.target[0], row), cell.column) for cell, row in zip(cells, at, strict=True)]
         drawn = dict(zip(places, overlays, strict=True))
         # layers of one class lie below each other; within a class they keep the order of the command
         rows = sorted(dict.fromkeys(row for row, _ in places), key=lambda row: row[0])
@@ -226,6 +269,15 @@ class Drawing:
             path=folder / f"{stem}-grid.png",
         )
         return names
+
+
+def _others(targets: Sequence[str], fuse: str | None) -> list[str]:
+    """Who beside the methods may have options: the target functions asked for, and the fusion."""
+    from camkit.registry import registry
+
+    functions = registry().names("target", qualified=True)
+    named = [name for name in functions if any(text.startswith(f"{name}:") for text in targets)]
+    return [*named, *([fuse] if fuse else [])]
 
 
 def _distinct(names: Iterable[str]) -> list[str]:

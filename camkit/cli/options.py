@@ -116,8 +116,8 @@ def comma_separated(text: str | None) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
-def parse_options(given: Sequence[str], methods: Sequence[str]) -> dict[str, Any]:
-    """``method.option=value`` texts as a mapping for an Explainer."""
+def parse_options(given: Sequence[str], methods: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:
+    """``method.option=value`` texts as a mapping for an Explainer; `others` may have options too."""
     from camkit.injection import parse_value
 
     found = {}
@@ -128,9 +128,10 @@ def parse_options(given: Sequence[str], methods: Sequence[str]) -> dict[str, Any
             raise CamkitError(
                 f"The option '{text}' was not understood; write method.option=value, for example gradcam.name=1."
             )
-        if method not in methods:
+        if method not in (*methods, *others):
             raise CamkitError(
-                f"The option '{text}' is for the method '{method}', which was not asked for with --method."
+                f"The option '{text}' is for the method '{method}', which was not asked for with --method; neither was "
+                f"a target function or a fusion of that name."
             )
         found[key] = parse_value(value)
     return found

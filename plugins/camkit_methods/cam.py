@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from camkit import plugin
-from camkit.channels import weighted_sum
+from camkit.channels import weighted
 
 
 @plugin.method("cam", paper="arXiv:1512.04150")
@@ -13,4 +13,4 @@ def cam(activations: Tensor, classifier_weights: Tensor) -> Tensor:
     Defined where the logits are one linear layer on the global average of the activations; there Grad-CAM is the same
     map divided by h * w.
     """
-    return weighted_sum(activations, classifier_weights)
+    return weighted(activations, classifier_weights)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from camkit import plugin
-from camkit.channels import divide, weighted_sum
+from camkit.channels import divide, weighted
 
 
 @plugin.method("gradcam++", paper="arXiv:1710.11063")
@@ -17,4 +17,4 @@ def gradcam_plusplus(activations: Tensor, gradients: Tensor) -> Tensor:
     """
     sums = activations.sum(dim=(2, 3), keepdim=True)
     positive = gradients.clamp(min=0)
-    return weighted_sum(activations, divide(positive, 2 + gradients * sums).sum(dim=(2, 3)))
+    return weighted(activations, divide(positive, 2 + gradients * sums).sum(dim=(2, 3)))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from camkit import plugin
-from camkit.channels import divide, weighted_sum
+from camkit.channels import divide, weighted
 
 
 @plugin.method("xgradcam", paper="arXiv:2008.02312")
@@ -14,4 +14,4 @@ def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     come near zero, and the channel's weight is then large; a channel whose sum is zero has no weight.
     """
     sums = activations.sum(dim=(2, 3))
-    return weighted_sum(activations, divide((gradients * activations).sum(dim=(2, 3)), sums))
+    return weighted(activations, divide((gradients * activations).sum(dim=(2, 3)), sums))

@@ -77,7 +77,7 @@ def _explain_and_measure(found: Found, scenes: int, seed: int, progress: Progres
         loaded = camkit.load_model(spec)
         explainer = camkit.Explainer(loaded)
         images, views = loaded.read([path for path, _ in pictures])
-        methods[spec] = explainer.applicable(images)
+        methods[spec] = explainer.applicable(images, single_pass=True)
         for asked in range(2):
             explanations = explainer(images, methods[spec], target=[camkit.Target(class_index=_asked(pictures, asked))])
             for explanation in explanations:

@@ -1,0 +1,17 @@
+"""What authors of plugins and adapters test with.
+
+`check_method` is the conformance kit for a method. `Oracle` computes an explanation in float64 in the plainest way;
+`assert_agrees` says whether a result equals it. `state` tells whether a model was left as it was.
+"""
+
+from camkit.testing.conformance import check_method as check_method
+from camkit.testing.equality import HALF_TOLERANCE as HALF_TOLERANCE
+from camkit.testing.equality import HEATMAP_TOLERANCE as HEATMAP_TOLERANCE
+from camkit.testing.equality import assert_agrees as assert_agrees
+from camkit.testing.equality import assert_informative as assert_informative
+from camkit.testing.equality import relative_error as relative_error
+from camkit.testing.equality import tolerance as tolerance
+from camkit.testing.equality import untied as untied
+from camkit.testing.oracle import Oracle as Oracle
+from camkit.testing.oracle import Reference as Reference
+from camkit.testing.state import state as state

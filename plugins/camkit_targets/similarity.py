@@ -1,0 +1,18 @@
+"""What makes an image like another, for models whose output is an embedding."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from camkit import plugin
+from camkit.errors import CamkitError
+
+
+@plugin.target("similarity", inputs=("embedding",))
+def similarity(logits: Tensor, embedding: Tensor) -> Tensor:
+    """The cosine of the angle between the model's output [B, D] and a given embedding [B, D], from -1 to 1."""
+    if embedding.shape != logits.shape:
+        raise CamkitError(
+            f"The target's input 'embedding' has shape {list(embedding.shape)}; the model's output has shape "
+            f"{list(logits.shape)}, and the embedding must have the same."
+        )
+    return F.cosine_similarity(logits, embedding.to(logits.dtype), dim=1)
