@@ -25,6 +25,7 @@ lint: $(VENV)/.developing
 
 benchmark: $(VENV)/.developing
 	$(BIN)/python benchmarks/explain.py
+	$(BIN)/python benchmarks/methods.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

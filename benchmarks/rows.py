@@ -6,7 +6,7 @@ so that a process that measures memory finds one by its name.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -16,11 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from contestants import (
-    ALL_METHODS,
-    CASES,
     CLASS,
-    FLOOR,
     PLAIN,
+    Call,
     Case,
     Contestant,
     Run,
@@ -29,21 +27,23 @@ from contestants import (
     plain,
     tokens_to_maps,
 )
+from timing import Cost
 
 CAMKIT, GRAD_CAM, TORCHCAM, BY_HAND = "camkit", "grad-cam", "torchcam", "by hand"
 LIBRARIES = (CAMKIT, BY_HAND, GRAD_CAM, TORCHCAM)
 
 ABLATION, SCORE, EVERY, PREPARED = "Ablation-CAM", "Score-CAM", "all single-pass methods, one call", "prepared once"
 
-# a hand-written loop needs some number of copies at a time; more than this many gained nothing on any of the models
-COPIES = 128
+# how many copies the hand-written loop runs at a time
+COPIES = 64
 
 
 @dataclass(frozen=True)
 class Row:
     """One method: its name in camkit, and its class in the other libraries where they have it.
 
-    `long` ones run the model or its head once per channel.
+    `long` ones run the model or its head once per channel or position. Those that are `alike` differ from Grad-CAM or
+    Eigen-CAM in arithmetic on one layer's maps alone, so their memory is not measured again.
     """
 
     title: str
@@ -52,17 +52,18 @@ class Row:
     torchcam: str | None = None
     long: bool = False
     attention: bool = False
+    alike: bool = False
 
 
 METHODS = (
     Row("Grad-CAM", "gradcam", "GradCAM", "GradCAM"),
-    Row("Grad-CAM++", "gradcam++", "GradCAMPlusPlus", "GradCAMpp"),
-    Row("XGrad-CAM", "xgradcam", "XGradCAM", "XGradCAM"),
-    Row("LayerCAM", "layercam", "LayerCAM", "LayerCAM"),
-    Row("HiResCAM", "hirescam", "HiResCAM"),
+    Row("Grad-CAM++", "gradcam++", "GradCAMPlusPlus", "GradCAMpp", alike=True),
+    Row("XGrad-CAM", "xgradcam", "XGradCAM", "XGradCAM", alike=True),
+    Row("LayerCAM", "layercam", "LayerCAM", "LayerCAM", alike=True),
+    Row("HiResCAM", "hirescam", "HiResCAM", alike=True),
     Row("Eigen-CAM", "eigencam", "EigenCAM"),
-    Row("Eigen-Grad-CAM", "eigengradcam", "EigenGradCAM"),
-    Row("KPCA-CAM", "kpcacam", "KPCA_CAM"),
+    Row("Eigen-Grad-CAM", "eigengradcam", "EigenGradCAM", alike=True),
+    Row("KPCA-CAM", "kpcacam", "KPCA_CAM", alike=True),
     Row("Full-Grad", "fullgrad", "FullGrad"),
     Row("Smooth Grad-CAM++", "smoothgradcam++", None, "SmoothGradCAMpp"),
     Row("Shapley-CAM", "shapleycam", "ShapleyCAM"),
@@ -199,15 +200,17 @@ def ablation_by_hand(model: nn.Module, case: Case) -> Iterator[Run]:
         channels = activations.flatten(2).any(dim=2)[0].nonzero()[:, 0].tolist()
         drops = torch.zeros_like(activations[:, :, 0, 0])
         score = seen.logits[:, CLASS]
+        # made once: a channel that was set to zero is put back afterwards
+        copies = seen.output.repeat(COPIES, *(1,) * (seen.output.ndim - 1))
+        maps = copies[:, 1:].transpose(1, 2) if case.tokens else copies
+        whole = seen.output[0, 1:].T if case.tokens else seen.output[0]
         for start in range(0, len(channels), COPIES):
             part = channels[start : start + COPIES]
-            copies = seen.output.repeat(len(part), *(1,) * (seen.output.ndim - 1))
             for place, channel in enumerate(part):
-                if case.tokens:
-                    copies[place, 1:, channel] = 0
-                else:
-                    copies[place, channel] = 0
-            drops[:, part] = score - scores_of(copies, seen.residual)[:, CLASS]
+                maps[place, channel] = 0
+            drops[:, part] = score - scores_of(copies[: len(part)], seen.residual)[:, CLASS]
+            for place, channel in enumerate(part):
+                maps[place, channel] = whole[channel]
         return (activations * (drops / score.abs())[:, :, None, None]).sum(dim=1)
 
     yield run
@@ -244,11 +247,8 @@ class Beginning:
                 done += 1
                 self.images += len(inputs[0])
 
-            with model.register_forward_pre_hook(count):
-                try:
-                    call(images)
-                except _Enough:
-                    pass
+            with model.register_forward_pre_hook(count), suppress(_Enough):
+                call(images)
 
         with self.contestant(model, case) as call:
             yield run
@@ -267,8 +267,23 @@ class Subset:
         return cls(Beginning(contestant, 0), Beginning(contestant, chunks))
 
 
+def extrapolated(before: Sequence[Cost], partial: Sequence[Cost], times: float) -> list[Cost]:
+    """Costs of the whole by round: what comes before the first chunk, and `times` the timed chunks."""
+    return [
+        Cost(*(start + (end - start) * times for start, end in ((first.cpu, last.cpu), (first.wall, last.wall))))
+        for first, last in zip(before, partial, strict=True)
+    ]
+
+
+@contextmanager
+def ready(contestant: Contestant, model: nn.Module, case: Case, images: Tensor) -> Iterator[Call]:
+    """A contestant that is set up for a model, and called without arguments."""
+    with contestant(model, case) as run:
+        yield partial(run, images)
+
+
 # Chunks that are timed of what runs the whole model once per channel.
-CHUNKS = 2
+CHUNKS = 1
 
 
 def name_of(library: str, title: str) -> str:
@@ -323,6 +338,12 @@ def applies(name: str, case: Case) -> bool:
     if name == name_of(GRAD_CAM, "Shapley-CAM"):
         return not case.tokens
     return case.tokens or not any(name == name_of(CAMKIT, row.title) for row in METHODS if row.attention)
+
+
+def holds_its_own(name: str) -> bool:
+    """Whether the memory of a contestant is measured: not where it is another's, nor of loops by hand."""
+    alike = {name_of(library, row.title) for row in METHODS if row.alike for library in LIBRARIES}
+    return name not in alike and name != name_of(CAMKIT, PREPARED) and not name.startswith(BY_HAND)
 
 
 def channels(model: nn.Module, case: Case, images: Tensor) -> tuple[int, int]:

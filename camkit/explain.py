@@ -177,6 +177,7 @@ class Explainer:
         several = several or not (fuse or chosen is None or isinstance(chosen, str))
         if not methods or not layers:
             raise CamkitError("At least one method and one layer are needed.")
+        fusion: Fusion | None = registry().get("fusion", fuse) if fuse else None
         run = partial(
             self._explain,
             methods=methods,
@@ -187,8 +188,8 @@ class Explainer:
             eigen_smooth=eigen_smooth,
         )
         found = augmented(run, images, targets) if aug_smooth else run(images, targets=targets)
-        if fuse:
-            found = self._fused(found, fuse, options or {}, [each.method for each in found])
+        if fusion:
+            found = self._fused(found, fusion, options or {})
         return found if several else found[0]
 
     def applicable(self, images: Tensor, *, single_pass: bool = False) -> list[str]:
@@ -227,7 +228,6 @@ class Explainer:
         images = self._checked(images)
         others = [*(target.name for target in targets), *([fuse] if fuse else [])]
         plan = self.plan(images, methods, layers, options, others=others, eigen_smooth=eigen_smooth)
-        names = [method.name for method in plan.methods]
         for method, target in product(plan.methods, targets):
             if not method.class_specific and target.function != "class":
                 raise CamkitError(
@@ -237,7 +237,7 @@ class Explainer:
         forward = plan.forward(images)
         made: dict[tuple[int, int, int], Explanation] = {}
         for t, target in enumerate(targets):
-            own = own_options(options, target.name, names, others)
+            own = own_options(options, target.name, plan.names, others)
             question = target.question(forward, own, self.probability)
             scored = plan.score(forward, question, last=t == len(targets) - 1)
             for (m, n), result in plan.results(forward, scored):
@@ -247,7 +247,7 @@ class Explainer:
                     logits=forward.logits.detach(),
                     targets=question.class_index,
                     scores=scored.scores.detach(),
-                    method=names[m],
+                    method=plan.names[m],
                     options=plan.options[m],
                     layer=plan.layers[n].path if method.has_layer else None,
                     target=target,
@@ -257,16 +257,18 @@ class Explainer:
                     probability=self.probability,
                     kind=method.kind,
                     remarks=result.notes,
+                    target_options=question.options,
+                    smoothing=("eigen",) if eigen_smooth else (),
                 )
                 warn_of_blanks(made[m, n, t])
-        order = product(range(len(names)), range(len(layers)), range(len(targets)))
+        order = product(range(len(plan.names)), range(len(layers)), range(len(targets)))
         return [made[key] for key in order if key in made]
 
-    def _fused(self, found: Many, fuse: str, options: Mapping[str, Any], names: Sequence[str]) -> Many:
+    def _fused(self, found: Many, fusion: Fusion, options: Mapping[str, Any]) -> Many:
         """One explanation for the several layers of each method and target."""
-        fusion: Fusion = registry().get("fusion", fuse)
-        others = [*(one.target.name for one in found), fuse]
-        chosen = fusion.signature.options(own_options(options, fuse, list(dict.fromkeys(names)), others))
+        methods = list(dict.fromkeys(one.method for one in found))
+        others = [*(one.target.name for one in found), fusion.name]
+        chosen = fusion.signature.options(own_options(options, fusion.name, methods, others))
         groups: dict[tuple[int, int], Many] = {}
         for one in found:
             if one.kind != "map":
@@ -279,7 +281,7 @@ class Explainer:
                 maps=fusion.fuse([one.maps for one in group], chosen, relu=group[0].relu),
                 layer=" + ".join(filter(None, (one.layer for one in group))) or None,
                 remarks=tuple(remark for one in group for remark in one.remarks),
-                fusion=fuse,
+                fusion=fusion.name,
             )
             for group in groups.values()
         ]
@@ -301,14 +303,14 @@ class Explainer:
         require_evaluation_mode(self.module)
         resolved = self.resolve(images)
         found = [as_method(method) for method in methods]
-        names = [
-            method if isinstance(method, str) else method_.name for method, method_ in zip(methods, found, strict=True)
-        ]
+        pairs = zip(methods, found, strict=True)
+        names = [given if isinstance(given, str) else method.name for given, method in pairs]
         positions = [resolved.adapter.layer(self.module, name) for name in layers]
         return Plan(
             module=self.module,
             adapter=resolved.adapter,
             methods=found,
+            names=names,
             layers=positions,
             options=[
                 method.signature.options(own_options(options or {}, name, names, others))

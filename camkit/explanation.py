@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Explanation:
         kind: ``map``, ``pixels`` or ``concepts``.
         remarks: what the method said about single images, (bool [B], sentence) each.
         fusion: the fusion that made one map of several layers' maps, if one did.
+        target_options: all options of the target function.
+        smoothing: ``eigen``, ``augmentation``, both or none.
     """
 
     maps: Tensor
@@ -57,6 +59,8 @@ class Explanation:
     kind: Kind = "map"
     remarks: tuple[tuple[Tensor, str], ...] = ()
     fusion: str | None = None
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    smoothing: tuple[str, ...] = ()
 
     @cached_property
     def heatmaps(self) -> Tensor:
@@ -72,11 +76,12 @@ class Explanation:
         negative = (flat <= 0).all(dim=1) & self.relu
         if not self.remarks and bool((finite & ~zero & ~negative).all()):
             return ("",) * len(flat)
+        # a method knows its own reasons better
         causes = [
             (~finite, _BLANK["infinite"]),
+            *self.remarks,
             (zero, _BLANK["zero"]),
             (negative & ~zero, _BLANK["negative"]),
-            *self.remarks,
         ]
         return tuple(
             next((sentence for affected, sentence in causes if affected[index]), "") for index in range(len(flat))
@@ -141,11 +146,13 @@ class Explanation:
             "options": dict(self.options),
             "layer": self.layer,
             "fusion": self.fusion,
+            "smoothing": list(self.smoothing),
             "prediction": None
             if top is None
             else {"class": top, "name": self.class_name(top), "probability": _number(chances[top])},
             "target": {
                 "function": self.target.name,
+                "options": dict(self.target_options),
                 "asked": self.target.label,
                 "class": explained,
                 "name": self.class_name(explained),

@@ -147,7 +147,7 @@ def request(
             f"The target '{target}' needs {', '.join(function.inputs)}; exported graphs take a class index only."
         )
     forward = plan.forward(example)
-    own = own_options(options or {}, target, [plan.methods[0].name], [target])
+    own = own_options(options or {}, target, plan.names, [target])
     question = Target(target).question(forward, own, explainer.probability)
     list(plan.results(forward, plan.score(forward, question, last=True)))
     oracle = Oracle(explainer, example, method, layer, target, options)
@@ -165,12 +165,12 @@ def request(
         provenance={
             "model": explainer.spec or type(explainer.module).__name__,
             "weights": explainer.weights,
-            "method": plan.methods[0].name,
+            "method": plan.names[0],
             "class_specific": plan.methods[0].class_specific,
             "options": dict(plan.options[0]),
             "target": target,
             "target_options": dict(question.options),
-            "layer": plan.layers[0].path,
+            "layer": plan.layers[0].path if plan.methods[0].has_layer else None,
             "adapter": plan.adapter.name,
             "probability": explainer.probability,
             "class_names": list(explainer.class_names) if explainer.class_names else None,

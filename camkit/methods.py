@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from camkit import plugin
+from camkit.components import principal_component
 from camkit.errors import CamkitError
 from camkit.injection import Signature, in_words, parse_signature
 from camkit.quantities import Pass, Quantity
@@ -79,7 +80,7 @@ class Method:
         Raises:
             CamkitError: the function failed, returned something else than its kind says, or has no channels to smooth.
         """
-        this.notes.clear()
+        this.scored.notes.clear()
         given = [this.value(quantity) for quantity in self.quantities]
         try:
             result = self.function(*given, **options)
@@ -95,7 +96,7 @@ class Method:
                 f"The method '{self.name}' returned {in_words(result)}, but a {self.kind} method returns a tensor "
                 f"{_SHAPES[self.kind]} with B = {batch}."
             )
-        notes = tuple(this.notes)
+        notes = tuple(this.scored.notes)
         if eigen_smooth:
             return Result(self._smoothed(result), notes)
         return Result(result.sum(dim=1) if self.kind == "map" and result.ndim == 4 else result, notes)
@@ -106,8 +107,6 @@ class Method:
                 f"The method '{self.name}' does not weigh channels one by one, so eigen smoothing has nothing to act "
                 f"on; leave it out."
             )
-        from camkit.components import principal_component
-
         return principal_component(result, centred=True)[0]
 
 

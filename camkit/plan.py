@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         module: the model.
         adapter: its adapter.
-        methods: the methods, and their `options`.
+        methods: the methods, with the `names` they were asked for by and their `options`.
+        names: see methods.
         layers: the target layers.
         options: see methods.
         eigen_smooth: whether a method's channels are joined by their first principal component, not their sum.
@@ -33,6 +34,7 @@ class Plan:
     module: nn.Module
     adapter: Adapter
     methods: Sequence[Method]
+    names: Sequence[str]
     layers: Sequence[Layer]
     options: Sequence[Mapping[str, Any]]
     eigen_smooth: bool = False
@@ -96,10 +98,9 @@ def traceable(
     """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``."""
     if not all(method.traceable for method in plan.methods):
         method = next(method for method in plan.methods if not method.traceable)
-        blocking = ", ".join(quantity.name for quantity in method.quantities if not quantity.traceable)
-        raise CamkitError(
-            f"The method '{method.name}' cannot be exported, because {blocking or 'its own computation'} cannot be traced."
-        )
+        blocking = [quantity.name for quantity in method.quantities if not quantity.traceable]
+        what = ", ".join(blocking) or "its own computation"
+        raise CamkitError(f"The method '{method.name}' cannot be exported, because {what} cannot be traced.")
 
     def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         forward = plan.forward(images)

@@ -58,12 +58,23 @@ class Quantity:
 
 @dataclass
 class Scored:
-    """One target of a forward pass: the scores [B], and the gradients at all layers, computed once."""
+    """One target of a forward pass: the scores [B], and the gradients at all layers, computed once.
+
+    Attributes:
+        forward: the forward pass.
+        question: what was asked of it.
+        scores: the target's value, [B].
+        retain_graph: whether the recorded head is needed again after the gradient.
+        notes: what methods said about images, (bool [B], sentence); the engine takes them after each method.
+        values: quantities that belong to no layer, by name; all layers share them.
+    """
 
     forward: Forward
     question: Question
     scores: Tensor
     retain_graph: bool
+    notes: list[tuple[Tensor, str]] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
     _gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def gradients(self) -> dict[str, Tensor]:
@@ -86,7 +97,6 @@ class Pass:
         checks: False while a graph is traced, where no decision may hang on a value.
         plain: whether to compute in the plainest way, as the oracle does: no part of the model is taken as a graph.
         memory: bytes that perturbed copies of the batch may take at a time.
-        notes: what methods said about images, (bool [B], sentence); the engine takes them after each method.
     """
 
     module: nn.Module
@@ -97,14 +107,14 @@ class Pass:
     checks: bool = True
     plain: bool = False
     memory: int = MEMORY
-    notes: list[tuple[Tensor, str]] = field(default_factory=list)
     _values: dict[str, Any] = field(default_factory=dict)
 
     def value(self, quantity: Quantity) -> Any:
         """The value of a quantity, computed when first asked for."""
-        if quantity.name not in self._values:
-            self._values[quantity.name] = quantity.function(self)
-        return self._values[quantity.name]
+        values = self._values if quantity.layer else self.scored.values
+        if quantity.name not in values:
+            values[quantity.name] = quantity.function(self)
+        return values[quantity.name]
 
     def again(
         self,
@@ -120,10 +130,10 @@ class Pass:
         """
         cut = Cut(self.module, [self.layer], self.adapter.output)
         forward = cut.forward(images, graph=graph, from_images=from_images, observers=observers)
-        question = self.scored.question.repeated(len(images) // len(self.scored.scores))
+        question = self.scored.question.repeated(images.shape[0] // self.scored.scores.shape[0])
         with torch.set_grad_enabled(graph or from_images):
             scores = question.scores(forward)
-        return replace(self, scored=Scored(forward, question, scores, retain_graph=False), notes=[], _values={})
+        return replace(self, scored=Scored(forward, question, scores, retain_graph=False), _values={})
 
 
 @plugin.quantity("images", traceable=True, layer=False)
@@ -193,7 +203,7 @@ def note(this: Pass) -> Note:
 
     def say(affected: Tensor, sentence: str) -> None:
         if this.checks:
-            this.notes.append((affected, sentence))
+            this.scored.notes.append((affected, sentence))
 
     return say
 

@@ -38,4 +38,7 @@ def augmented(
             for total, one in zip(sums, explain(version, targets=fixed), strict=True):
                 total += one.maps.flip(-1) if mirrored else one.maps
     count = 2 * len(FACTORS)
-    return [replace(one, maps=total / count) for one, total in zip(plain, sums, strict=True)]
+    return [
+        replace(one, maps=total / count, smoothing=(*one.smoothing, "augmentation"))
+        for one, total in zip(plain, sums, strict=True)
+    ]

@@ -57,3 +57,83 @@ def test_the_contestants_make_the_same_map(model: str, size: int, monkeypatch: p
     # grad-cam resizes with OpenCV, which weighs pixels by fractions of 1/2048
     torch.testing.assert_close(heatmaps(contestants.GRAD_CAM), floor, rtol=0, atol=5e-3)
     assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_quick_run_of_the_methods_fills_every_row(tmp_path: Path) -> None:
+    page = tmp_path / "methods.md"
+    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--write", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["resnet18", "Aims"]
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    for title in ("Grad-CAM", "Full-Grad", "Recipro-CAM", "Ablation-CAM", "all single-pass methods, one call"):
+        assert re.search(r"\*\*\d+\.\d\d\*\*", rows[title]), rows[title]
+    # two libraries were stopped early, and what they cost as a whole was worked out
+    assert text.count("at least ") >= 2
+    assert re.search(r"grad-cam, Ablation-CAM: 32 of 512", text)
+    assert not re.search(r"\bnan\b|\binf\b", text)
+    assert str(tmp_path) not in text
+    assert str(BENCHMARKS.parent) not in text
+
+
+@pytest.mark.parametrize(("model", "size"), [("resnet18", 64), ("vgg16", 64), ("vit_b_16", 224)])
+def test_the_hand_written_heads_are_the_models_own(model: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import contestants
+    import rows
+
+    case = contestants.CASES[model]
+    module = case.build()
+    seen = rows.Seen.of(module, case, contestants.make_images(1, size))
+    with torch.inference_mode():
+        found = rows.head(module, case)(seen.output, seen.residual)
+    assert found.std() > 0
+    torch.testing.assert_close(found, seen.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hand_written_ablation_is_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import camkit
+    import contestants
+    import rows
+
+    case = contestants.CASES["resnet18"]
+    module, images = case.build(), contestants.make_images(1, 96)
+    with rows.ready(rows.ablation_by_hand, module, case, images) as call:
+        expected = call()
+    explanation = camkit.Explainer(module, layer=case.layer)(images, method="ablationcam", target=contestants.CLASS)
+    assert expected.std() > 0
+    torch.testing.assert_close(explanation.maps, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["grad-cam, Ablation-CAM", "grad-cam, Score-CAM", "torchcam, Score-CAM"])
+def test_who_is_stopped_early_leaves_the_model_as_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    import contestants
+    import rows
+
+    case = contestants.CASES["resnet18"]
+    module, images = case.build(), contestants.make_images(1, 64)
+    layer, before = module.get_submodule(case.layer), module(images)
+    subset = rows.SUBSETS[name]
+    counted = []
+    for beginning in (subset.before, subset.partial, subset.partial):
+        with rows.ready(beginning, module, case, images) as call:
+            call()
+        counted.append(beginning.images)
+    chunk = 16 if name == "grad-cam, Score-CAM" else 32
+    assert counted == [0, chunk, chunk]
+    assert module.get_submodule(case.layer) is layer
+    torch.testing.assert_close(module(images), before, rtol=0, atol=0)
+
+
+def test_costs_are_extrapolated_from_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import rows
+    from timing import Cost
+
+    before, partial = [Cost(2.0, 1.0), Cost(4.0, 2.0)], [Cost(5.0, 2.5), Cost(6.0, 4.0)]
+    assert rows.extrapolated(before, partial, 1) == partial
+    assert rows.extrapolated(before, partial, 16) == [Cost(50.0, 25.0), Cost(36.0, 34.0)]

@@ -1,4 +1,4 @@
-"""The conformance kit: every first-party method keeps the contract, and a method that breaks a promise is told which."""
+"""The conformance kit: first-party methods keep the contract, and a method that breaks a promise is told which."""
 
 import pytest
 import torch
@@ -99,8 +99,8 @@ def has_an_untyped_option(activations: Tensor, gradients: Tensor, *, power=2) ->
 
 
 @marked()
-def rounds_to_half(activations: Tensor, gradients: Tensor) -> Tensor:
-    precision = torch.float16 if activations.dtype == torch.float32 else activations.dtype
+def rounds_to_bfloat16(activations: Tensor, gradients: Tensor) -> Tensor:
+    precision = torch.bfloat16 if activations.dtype == torch.float32 else activations.dtype
     return (activations.to(precision) * gradients.mean(dim=(2, 3), keepdim=True)).to(activations.dtype)
 
 
@@ -120,7 +120,7 @@ BROKEN = {
     fails_on_one_channel: "a single channel",
     gives_small_pixels: "pixels have the shape of the images",
     has_an_untyped_option: "has no type",
-    rounds_to_half: "float64 oracle",
+    rounds_to_bfloat16: "float64 oracle",
     freezes_the_batch: "can be exported",
 }
 
@@ -161,7 +161,7 @@ def refuses_every_model(activations: Tensor) -> Tensor:
 
 
 def test_a_method_for_no_small_model_needs_its_own():
-    with pytest.raises(CamkitError, match="neither of the small models"):
+    with pytest.raises(CamkitError, match="none of the small models"):
         check_method(refuses_every_model)
 
 

@@ -156,13 +156,13 @@ def class_score(logits, explained):
 
 def difference(logits, explained):
     """The class's logit minus the mean of the three nearest ones, weighted by their probability."""
-    own, chance = class_score(logits, explained), logits.softmax(dim=1)
+    own = class_score(logits, explained)
     rows = []
     for row, place in enumerate(explained):
         distance = (logits[row] - own[row]).detach().abs()
         distance[place] = torch.inf
         nearest = distance.argsort()[:3]
-        weights = chance[row][nearest] / chance[row][nearest].sum()
+        weights = logits[row][nearest].softmax(dim=0)  # in proportion to the softmax over all classes
         rows.append(own[row] - (weights * logits[row][nearest]).sum())
     return torch.stack(rows)
 

@@ -28,20 +28,30 @@ LAYERS = {
     "torchvision:resnet18": ["layer4", "layer3", "layer2.0"],
     "torchvision:vgg11": ["features.-2", "features.10"],
     "timm:vit-tiny": ["blocks.-1.norm1", "blocks.5"],
+    "timm:swin-tiny": ["layers.2.blocks.1", "layers.1"],
 }
-SIZES = {"torchvision:resnet18": (64, 96), "torchvision:vgg11": (64, 96), "timm:vit-tiny": (96, 96)}
+SIZES = {
+    "torchvision:resnet18": (64, 96),
+    "torchvision:vgg11": (64, 96),
+    "timm:vit-tiny": (96, 96),
+    "timm:swin-tiny": (64, 64),
+}
 
 
-def reshape(tokens):
+def reshape_tokens(tokens):
     patches = tokens[:, 1:]
     return patches.reshape(len(patches), 6, 6, patches.shape[2]).permute(0, 3, 1, 2)
+
+
+# The transform that grad-cam ships for Swin expects a sequence; timm's Swin keeps [B, h, w, K].
+RESHAPE = {"timm:vit-tiny": reshape_tokens, "timm:swin-tiny": lambda maps: maps.permute(0, 3, 1, 2)}
 
 
 def gradcam_package(name, peer, layer):
     """A grad-cam object on a copy of the model after its forward and backward pass, and the raw maps it makes."""
     model = copy.deepcopy(zoo.random_model(name))
     module = find_module(model, layer)[1]
-    extractor = peer(model, [module], reshape_transform=reshape if "vit" in name else None)
+    extractor = peer(model, [module], reshape_transform=RESHAPE.get(name))
     images, targets = zoo.images(2, SIZES[name]), [ClassifierOutputTarget(index) for index in CLASSES]
     extractor(images, targets)
     activations = extractor.activations_and_grads.activations[0].numpy()
@@ -54,8 +64,8 @@ def torchcam_package(name, peer, layer):
     model = copy.deepcopy(zoo.random_model(name))
     path = find_module(model, layer)[0]
     options = {"fc_layer": "fc"} if peer is tc.CAM else {}
-    if "vit" in name:
-        options["reshape_transform"] = reshape
+    if name in RESHAPE:
+        options["reshape_transform"] = RESHAPE[name]
     extractor = peer(model, path, **options)
     extractor._relu = False
     (maps,) = extractor(CLASSES, model(zoo.images(2, SIZES[name])), normalized=False)
@@ -96,7 +106,7 @@ def rows(methods):
         (name, layer, method)
         for name, layer in POSITIONS
         for method in methods
-        if not (method == "xgradcam" and "vit" in name)
+        if not (method == "xgradcam" and name in RESHAPE)
     ]
 
 
@@ -116,7 +126,7 @@ def test_cam_equals_torchcam():
 
 
 # captum knows no tokens: on a ViT it averages over the wrong axes
-@pytest.mark.parametrize(("name", "layer"), [row for row in POSITIONS if "vit" not in row[0]])
+@pytest.mark.parametrize(("name", "layer"), [row for row in POSITIONS if row[0] not in RESHAPE])
 def test_gradcam_equals_captum(name, layer):
     assert_same(ours(name, "gradcam", layer), captum_package(name, layer))
 

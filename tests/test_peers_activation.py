@@ -21,14 +21,14 @@ from camkit.components import positive_peak
 from camkit.cut import find_module
 from camkit.registry import registry
 from camkit.testing import relative_error
-from test_peers import CLASSES, POSITIONS, SIZES, assert_same, ours, reshape
+from test_peers import CLASSES, POSITIONS, RESHAPE, SIZES, assert_same, ours
 
 
 def peers_map(name, peer, layer):
     """What grad-cam makes of a copy of the model: its raw map, and the activations that it saw."""
     model = copy.deepcopy(zoo.random_model(name))
     module = find_module(model, layer)[1]
-    extractor = peer(model, [module], reshape_transform=reshape if "vit" in name else None)
+    extractor = peer(model, [module], reshape_transform=RESHAPE.get(name))
     images, targets = zoo.images(2, SIZES[name]), [ClassifierOutputTarget(index) for index in CLASSES]
     extractor(images, targets)
     kept = extractor.activations_and_grads

@@ -59,6 +59,7 @@ def samples_of(trunk, head):
 def call(method, options=None, **quantities):
     """The registered method on bare quantities."""
     found = registry().get("method", method)
+    quantities.setdefault("note", lambda affected, sentence: None)
     with torch.no_grad():
         result = found.function(
             *(quantities[name] for name in found.signature.asks), **found.signature.options(options or {})

@@ -71,6 +71,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "timm:vit-linear": lambda: timm_vit(global_pool="avg", fc_norm=False),
     "timm:vit-dynamic": lambda: timm_vit(dynamic_img_size=True),
     "timm:vit-postnorm": lambda: timm_vit(block_fn=timm.models.vision_transformer.ResPostBlock),
+    "timm:swin-tiny": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=64, window_size=4, depths=(2, 2, 2, 2), num_classes=CLASSES
+    ),
     "timm:vit-tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=CLASSES),
 }
 

@@ -79,6 +79,7 @@ def explain(
 
     from camkit import output as files
     from camkit.images import find_images, read_image
+    from camkit.progress import shown_in
     from camkit.visualize import check_colormap
 
     methods, variants = comma_separated(method), comma_separated(variant)
@@ -105,7 +106,7 @@ def explain(
     screen = printing.console(stderr=True)
     progress = Progress(console=screen, transient=True, disable=not screen.is_terminal)
     try:
-        with progress:
+        with progress, shown_in(progress):
             task = progress.add_task("Explaining", total=len(paths))
             for start in range(0, len(paths), batch_size):
                 batch = paths[start : start + batch_size]

@@ -11,7 +11,7 @@ SIZE = 24
 
 
 class SmallConvNet(nn.Module):
-    """Three convolutions, ReLU in place, pooling, one linear layer: maps [B, channels, 6, 6] for images of 24x24."""
+    """Three convolutions, ReLU in place, and a head that is no linear one: maps [B, channels, 6, 6] of images 24x24."""
 
     adapter = Adapter(
         name="small.convnet", targets={"last": Position(path=("features",))}, layout="NCHW", classifier=("classifier",)
@@ -28,7 +28,25 @@ class SmallConvNet(nn.Module):
             nn.Conv2d(8, channels, 3, padding=1),
             nn.ReLU(inplace=True),
         )
-        self.classifier = nn.Linear(channels, CLASSES)
+        self.neck = nn.Sequential(nn.Conv2d(channels, 10, 3, padding=1), nn.SiLU())
+        self.classifier = nn.Linear(10, CLASSES)
+        randomise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 5]."""
+        logits: Tensor = self.classifier(self.neck(self.features(images)).mean(dim=(2, 3)))
+        return logits
+
+
+class SmallPooledNet(nn.Module):
+    """Convolutions, global average pooling and one linear layer: where CAM is defined."""
+
+    adapter = SmallConvNet.adapter
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = SmallConvNet().features
+        self.classifier = nn.Linear(8, CLASSES)
         randomise(self)
 
     def forward(self, images: Tensor) -> Tensor:

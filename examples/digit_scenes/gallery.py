@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# reads OMP_WAIT_POLICY's default into the environment, which has to come before torch
+# sets OMP_WAIT_POLICY, which has to come before torch is imported
 from compare_methods import KINDS, MODELS, command, explainer, kind_of
 
 # isort: split
@@ -35,7 +35,7 @@ from camkit.registry import registry
 from camkit.visualize import draw_boxes, upscale
 from camkit_adapters import demo
 
-SCENE = Path(demo.__file__).with_name("images") / "scene-09.png"
+SCENE = Path(demo.__file__).with_name("images") / "scene-05.png"
 ENLARGED = 2
 CELL_INCHES, DOTS_PER_INCH, JPEG_QUALITY = 1.0, 140, 85
 
@@ -93,7 +93,8 @@ def entries(rise_masks: int, sscam_samples: int) -> list[Entry]:
         section = kind_of(method) if method.kind == "map" else method.kind
         # the constant in a logit is noise to RISE, whose paper takes probabilities
         asked = {"function": "probability"} if name == "rise" else {}
-        line = described(name, method.paper, method.function, options.get(name, {}))
+        changed = {**options.get(name, {}), **({"target": "probability"} if asked else {})}
+        line = described(name, method.paper, method.function, changed)
         found.append(Entry(name, section, line, name, asked, options.get(name, {})))
     for name in registry().names("fusion"):
         fusion = registry().get("fusion", name)
@@ -111,7 +112,8 @@ def entries(rise_masks: int, sscam_samples: int) -> list[Entry]:
 
 def described(name: str, paper: str, function: Callable[..., Any], options: Mapping[str, Any] | None = None) -> str:
     """Name, paper and the first line of the docstring."""
-    changed = "".join(f", here with {option}={value}" for option, value in (options or {}).items())
+    given = " and ".join(f"{option}={value}" for option, value in (options or {}).items())
+    changed = f"; here with {given}" if given else ""
     first = (function.__doc__ or "").strip().split("\n")[0]
     return f"`{name}` ({linked(paper)}{changed}): {first}"
 
@@ -170,7 +172,6 @@ def grid(rows: Sequence[tuple[str, Sequence[Cell]]], columns: Sequence[str]) -> 
                 axes.imshow(cell.picture, interpolation="bilinear")
             else:
                 axes.set_facecolor("#f0f0f0")
-            axes.set_xlim(axes.get_xlim())
             if cell.remark:
                 ground = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 2}
                 place = {"ha": "center", "va": "center", "transform": axes.transAxes}

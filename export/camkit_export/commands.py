@@ -12,6 +12,8 @@ from camkit.cli.options import ModelOptions, parse_options, with_model
 from camkit.errors import CamkitError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from camkit.check import Check
 
 
@@ -23,7 +25,7 @@ def export(
     ],
     method: Annotated[str, typer.Option(help="The method.")] = "gradcam",
     option: Annotated[
-        list[str] | None, typer.Option(metavar="A.name=value", help="An option of the method; repeatable.")
+        list[str] | None, typer.Option(metavar="A.name=value", help="An option of the method or target; repeatable.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="The target layer; by default the adapter's.")] = None,
     target: Annotated[str, typer.Option(help="The target function: class, counterfactual …")] = "class",
@@ -50,7 +52,7 @@ def export(
             output,
             method,
             target=target,
-            options=parse_options(option or [], [method]),
+            options=parse_options(option or [], [method], [target]),
             relu=not signed,
             **format_options,
         )
@@ -101,11 +103,15 @@ def _against_model(file: Path, options: ModelOptions, seed: int) -> "tuple[Check
         explainer,
         facts["method"],
         target=facts["target"],
-        options=facts["options"],
+        options={**_named(facts["method"], facts["options"]), **_named(facts["target"], facts.get("target_options"))},
         relu=session.relu,
         images=torch.randn(1, *session.image_shape),
     )
     return compare(file, asked)
+
+
+def _named(owner: str, options: "Mapping[str, Any] | None") -> dict[str, Any]:
+    return {f"{owner}.{name}": value for name, value in (options or {}).items()}
 
 
 def _table(checks: "tuple[Check, ...]") -> Table:

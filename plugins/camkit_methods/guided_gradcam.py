@@ -7,6 +7,7 @@ from torch import Tensor
 
 from camkit import plugin
 from camkit.channels import weighted
+from camkit.contracts import Note
 
 
 @plugin.method("guided-gradcam", paper="arXiv:1610.02391", kind="pixels")
@@ -14,6 +15,7 @@ def guided_gradcam(
     activations: Tensor,
     gradients: Tensor,
     guided_gradients: Tensor,
+    note: Note,
     *,
     upsampling: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Tensor:
@@ -23,4 +25,8 @@ def guided_gradcam(
     not scaled to [0, 1] before, which would only change the unit, except that grad-cam also subtracts its minimum.
     """
     maps = weighted(activations, gradients.mean(dim=(2, 3))).sum(dim=1, keepdim=True).clamp(min=0)
+    note(
+        (maps == 0).flatten(1).all(dim=1),
+        "The map is zero everywhere: Grad-CAM finds nothing that speaks for the target, so there is nothing to guide.",
+    )
     return guided_gradients * F.interpolate(maps, size=guided_gradients.shape[2:], mode=upsampling)

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from camkit import plugin
 from camkit.channels import weighted
-from camkit.contracts import Samples
+from camkit.contracts import Note, Samples
 
 
 @plugin.method("integrated-gradcam", paper="arXiv:2102.07805")
-def integrated_gradcam(images: Tensor, samples: Samples, *, steps: PositiveInt = 50, baseline: float = 0.0) -> Tensor:
+def integrated_gradcam(
+    images: Tensor, samples: Samples, note: Note, *, steps: PositiveInt = 50, baseline: float = 0.0
+) -> Tensor:
     """Integrated Grad-CAM: the mean of Grad-CAM maps along a straight path from a baseline to the image, [B, h, w].
 
     At each step the channels' mean gradients weigh what the activations have gained over those of the baseline; each
@@ -24,4 +26,8 @@ def integrated_gradcam(images: Tensor, samples: Samples, *, steps: PositiveInt =
     result = torch.zeros_like(origin[:, 0])
     for activations, gradients in path:
         result += weighted(activations - origin, gradients.mean(dim=(2, 3))).sum(dim=1).clamp(min=0)
+    note(
+        (result == 0).flatten(1).all(dim=1),
+        "The map is zero everywhere: at no step of the path anything gained speaks for the target.",
+    )
     return result / steps
