@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
@@ -34,7 +32,7 @@ from contestants import (
     plain,
     ready,
 )
-from tables import Results, document
+from tables import Results, command, document
 from timing import WARM_UP, interleave
 
 PARTS = ("memory", "time", "onnx")
@@ -51,7 +49,7 @@ def main() -> None:
     with Progress(*columns, console=console) as progress:
         for part in options.only or PARTS:
             {"memory": measure_memory, "time": measure_time, "onnx": measure_onnx}[part](options, results, progress)
-    text = document(results, _command(options.write))
+    text = document(results, command(options.write))
     Console().print(Markdown(text))
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +80,7 @@ def measure_time(options: argparse.Namespace, results: Results, progress: Progre
             }
             with (
                 plain(module, case) as run,
-                _rounds(progress, f"time: {model}, batch {batch}", contestants, options) as go,
+                rounds(progress, f"time: {model}, batch {batch}", contestants, options.rounds) as go,
             ):
                 results.times[model, batch] = interleave(partial(run, images), contestants, options.rounds, go)
         results.methods[model] = METHODS[case]
@@ -99,16 +97,14 @@ def measure_onnx(options: argparse.Namespace, results: Results, progress: Progre
         progress.advance(task)
         for batch in options.batch:
             reference, contestants = serving.contestants(paths, module, case, make_images(batch, options.size))
-            with _rounds(progress, f"onnx: {model}, batch {batch}", contestants, options) as go:
+            with rounds(progress, f"onnx: {model}, batch {batch}", contestants, options.rounds) as go:
                 results.onnx[model, batch] = interleave(reference, contestants, options.rounds, go)
 
 
 @contextmanager
-def _rounds(
-    progress: Progress, title: str, contestants: Sized, options: argparse.Namespace
-) -> Iterator[Callable[[str], None]]:
+def rounds(progress: Progress, title: str, contestants: Sized, count: int) -> Iterator[Callable[[str], None]]:
     """A line of progress; the function that it gives is told what is about to run."""
-    task = progress.add_task(title, total=(options.rounds + WARM_UP) * len(contestants))
+    task = progress.add_task(title, total=(count + WARM_UP) * len(contestants))
 
     def go(name: str) -> None:
         progress.update(task, description=f"{title}: {name}")
@@ -131,12 +127,6 @@ def _parse() -> argparse.Namespace:
     if options.quick:
         options.models, options.batch, options.rounds, options.size = ["resnet18"], [2], 2, 64
     return options
-
-
-def _command(path: Path | None) -> str:
-    """The command that was given, without folders of this machine."""
-    arguments = [path.name if path and argument == str(path.absolute()) else argument for argument in sys.argv[1:]]
-    return shlex.join(["python", "benchmarks/explain.py", *arguments])
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ loads the code of every kernel, which has nothing to do with the batch. Then com
 some libraries keep the first graph while the second is made.
 """
 
+import importlib
 import json
 import os
 import re
@@ -20,9 +21,12 @@ CALLS = 2
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def measure(name: str, model: str, batch: int, size: int) -> float:
-    """The peak of one contestant over its start in MiB, measured in a fresh process."""
-    command = [sys.executable, str(Path(__file__)), name, model, str(batch), str(size)]
+def measure(name: str, model: str, batch: int, size: int, *, contestants: str = "contestants") -> float:
+    """The peak of one contestant over its start in MiB, measured in a fresh process.
+
+    `contestants` is the module whose `CONTESTANTS` has it.
+    """
+    command = [sys.executable, str(Path(__file__)), name, model, str(batch), str(size), contestants]
     done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"'{name}' on {model} failed:\n{done.stderr}")
@@ -37,16 +41,17 @@ def _resident(field: str) -> float:
     return int(found[1]) / 1024
 
 
-def _main(name: str, model: str, batch: str, size: str) -> None:
+def _main(name: str, model: str, batch: str, size: str, contestants: str) -> None:
     import torch
 
-    from contestants import CASES, CONTESTANTS, THREADS, ignore_warnings, make_images
+    from contestants import CASES, THREADS, ignore_warnings, make_images
 
     ignore_warnings()
     torch.set_num_threads(THREADS)
     case = CASES[model]
     module, images = case.build(), make_images(int(batch), int(size))
-    with CONTESTANTS[name](module, case) as run:
+    contestant = importlib.import_module(contestants).CONTESTANTS[name]
+    with contestant(module, case) as run:
         run(images[:1])
         start = _resident("VmRSS")
         for _ in range(CALLS):

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -20,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import explain
-import method_memory
+import memory
 from contestants import CASES, METHODS, PLAIN, THREADS, Call, Case, Contestant, ignore_warnings, make_images, plain
 from method_tables import Results, document
 from rows import (
@@ -38,6 +36,7 @@ from rows import (
     name_of,
     ready,
 )
+from tables import command
 from timing import Timing, interleave
 
 PARTS = ("memory", "time")
@@ -56,7 +55,7 @@ def main() -> None:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for part in options.only or PARTS:
             {"memory": measure_memory, "time": measure_time}[part](options, results, progress)
-    text = document(results, _command(options.write))
+    text = document(results, command(options.write))
     Console().print(Markdown(text))
     if options.write:
         options.write.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +70,7 @@ def measure_memory(options: argparse.Namespace, results: Results, progress: Prog
 
     def measure(case: tuple[str, str]) -> float:
         model, name = case
-        peak = method_memory.measure(name, model, options.size)
+        peak = memory.measure(name, model, 1, options.size, contestants="rows")
         progress.update(task, description=f"memory: {model}, {name}", advance=1)
         return peak
 
@@ -122,7 +121,7 @@ def _interleaved(
     }
     with (
         plain(module, case) as run,
-        explain._rounds(progress, title, calls, argparse.Namespace(rounds=rounds)) as go,
+        explain.rounds(progress, title, calls, rounds) as go,
     ):
         return interleave(partial(run, images), calls, rounds, go)
 
@@ -140,12 +139,6 @@ def _parse() -> argparse.Namespace:
     if options.quick:
         options.models, options.rounds, options.long_rounds, options.size = ["resnet18"], 1, 1, 64
     return options
-
-
-def _command(path: Path | None) -> str:
-    """The command that was given, without folders of this machine."""
-    arguments = [path.name if path and argument == str(path.absolute()) else argument for argument in sys.argv[1:]]
-    return shlex.join(["python", "benchmarks/methods.py", *arguments])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """What was measured, as Markdown: the same text on the screen and in the documentation."""
 
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -37,7 +39,7 @@ def document(results: Results, command: str) -> str:
         "What an explanation costs, in multiples of the plain forward pass that it contains. How this is measured and "
         "how to read it: [benchmarks/README.md](../benchmarks/README.md). This page is written by",
         f"```\n{command}\n```",
-        _environment(results),
+        environment(results),
     ]
     parts += _times(results)
     parts += _memory(results)
@@ -46,7 +48,8 @@ def document(results: Results, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _environment(results: Results) -> str:
+def environment(results: Results) -> str:
+    """The machine and the versions."""
     facts = [
         ("CPU", f"{_processor()}, {THREADS} threads"),
         ("Python", platform.python_version()),
@@ -63,9 +66,9 @@ def _times(results: Results) -> list[str]:
         if not timings:
             continue
         names = list(dict.fromkeys(name for timing in timings.values() for name in timing.ratios))
-        rows = [[f"*{PLAIN}: seconds*", *(_seconds(timing.reference) for timing in timings.values())]]
-        rows += [[_label(name, PLAIN), *(_ratio(timing, name) for timing in timings.values())] for name in names]
-        parts += [f"## Time, batch {batch}", _table(["", *timings], rows)]
+        rows = [[f"*{PLAIN}: seconds*", *(seconds(timing.reference) for timing in timings.values())]]
+        rows += [[_label(name, PLAIN), *(ratio(timing, name) for timing in timings.values())] for name in names]
+        parts += [f"## Time, batch {batch}", table(["", *timings], rows)]
     if parts:
         parts.append(_legend(results))
     return parts
@@ -75,14 +78,14 @@ def _onnx(results: Results) -> list[str]:
     if not results.onnx:
         return []
     rows = [
-        [f"*{PLAIN_GRAPH}: seconds*", *(_seconds(timing.reference) for timing in results.onnx.values())],
+        [f"*{PLAIN_GRAPH}: seconds*", *(seconds(timing.reference) for timing in results.onnx.values())],
         *(
-            [_label(name, PLAIN_GRAPH), *(_ratio(timing, name) for timing in results.onnx.values())]
+            [_label(name, PLAIN_GRAPH), *(ratio(timing, name) for timing in results.onnx.values())]
             for name in (PLAIN_GRAPH, CAM_GRAPH, EAGER)
         ),
     ]
     header = ["", *(f"{model}, batch {batch}" for model, batch in results.onnx)]
-    return ["## Exported, in ONNX Runtime", _table(header, rows)]
+    return ["## Exported, in ONNX Runtime", table(header, rows)]
 
 
 def _memory(results: Results) -> list[str]:
@@ -92,7 +95,7 @@ def _memory(results: Results) -> list[str]:
     rows = [[name, *(_peak(peaks.get(name), peaks[PLAIN]) for peaks in results.memory.values())] for name in names]
     return [
         f"## Peak memory, batch {results.batches[0]}",
-        _table(["", *results.memory], rows),
+        table(["", *results.memory], rows),
         "MiB over what the process held before (multiple of the plain forward).",
     ]
 
@@ -124,7 +127,7 @@ def aims(results: Results) -> list[tuple[str, str, bool]]:
 
 
 def _aims(results: Results) -> str:
-    return _table(["", "measured", "met"], [[aim, value, "yes" if met else "no"] for aim, value, met in aims(results)])
+    return table(["", "measured", "met"], [[aim, value, "yes" if met else "no"] for aim, value, met in aims(results)])
 
 
 def _legend(results: Results) -> str:
@@ -139,12 +142,14 @@ def _label(name: str, reference: str) -> str:
     return f"{name}, against itself" if name == reference else name
 
 
-def _seconds(costs: Sequence[Cost]) -> str:
+def seconds(costs: Sequence[Cost]) -> str:
+    """Medians of both clocks."""
     cpu, wall = Spread.of([cost.cpu for cost in costs]), Spread.of([cost.wall for cost in costs])
     return f"{cpu.median:.3g} CPU; {wall.median:.3g} clock"
 
 
-def _ratio(timing: Timing, name: str) -> str:
+def ratio(timing: Timing, name: str) -> str:
+    """A cell: the median ratio of CPU times with its spread, and that on the clock."""
     if name not in timing.ratios:
         return "n/a"
     cpu, wall = timing.cpu(name), timing.wall(name)
@@ -155,9 +160,17 @@ def _peak(peak: float | None, reference: float) -> str:
     return "n/a" if peak is None else f"{peak:.0f} ({peak / reference:.2f})"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def command(path: Path | None) -> str:
+    """The command that was given, without folders of this machine."""
+    script, *given = sys.argv
+    arguments = [path.name if path and argument == str(path.absolute()) else argument for argument in given]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments])
 
 
 def _processor() -> str:

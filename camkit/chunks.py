@@ -51,6 +51,8 @@ class _Footprint(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        self.largest = max(self.largest, made)
+        # a view takes no memory, and that of a linear layer's weight may be larger than all activations
+        if not func.is_view:
+            made = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+            self.largest = max(self.largest, made)
         return result

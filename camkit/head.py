@@ -22,7 +22,13 @@ LARGEST_BATCH = 2**20
 
 
 class NoHead(Exception):  # noqa: N818 - it is an answer, which leads to full forward passes, not an error
-    """Why the head of a model cannot be had as a graph, in words that follow "because"."""
+    """Why the head of a model cannot be had as a graph, in words that follow "because".
+
+    Attributes:
+        said: whether the user was told; the reason is kept with the model, so that it is said once.
+    """
+
+    said = False
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,11 @@ class Method:
 
     @property
     def single_pass(self) -> bool:
-        """Whether one forward pass, with the gradient of its head, is all that the method needs."""
-        return not any(quantity.reruns for quantity in self.quantities)
+        """Whether one forward pass, with the gradient of its head, is all that the method needs.
+
+        What is differentiated where an observer looks may lie far in front of the target layer.
+        """
+        return not any(quantity.reruns or (quantity.graph and quantity.observer) for quantity in self.quantities)
 
     def compute(self, this: Pass, options: Mapping[str, Any], *, eigen_smooth: bool = False) -> Result:
         """The method's result for one layer and one target: a signed map [B, h, w] for methods of kind ``map``.

@@ -12,7 +12,7 @@ from camkit.adapter import Adapter
 from camkit.cut import Cut, Forward, Layer
 from camkit.errors import CamkitError
 from camkit.methods import Method, Result
-from camkit.quantities import MEMORY, Pass, Quantity, Scored
+from camkit.quantities import MEMORY, Observer, Pass, Quantity, Scored
 from camkit.targets import Question, TargetFunction, resolve_top
 
 
@@ -52,8 +52,11 @@ class Plan:
 
     def observers(self) -> list[AbstractContextManager[Any]]:
         """What has to watch the forward pass, each class once."""
-        classes = dict.fromkeys(quantity.observer for quantity in self.quantities if quantity.observer)
-        return [observer(self.needs_graph) for observer in classes]
+        recording: dict[Observer, bool] = {}
+        for quantity in self.quantities:
+            if quantity.observer:
+                recording[quantity.observer] = recording.get(quantity.observer, False) or quantity.graph
+        return [observer(graph) for observer, graph in recording.items()]
 
     def forward(self, images: Tensor) -> Forward:
         """The forward pass, with the head recorded if any method differentiates."""

@@ -106,8 +106,8 @@ def quantity(
     must write. `traceable` says whether it may appear in an exported graph; `graph` whether it differentiates, so that
     the pass must record the autograd graph of the head; `layer` whether it belongs to the target layer (a method that
     asks for none such has no layer); `reruns` whether the model, or a part of it, runs again. What has to watch the
-    forward pass names an `observer`, a class of context managers made with one argument, whether autograd records; the
-    pass keeps what it gives under ``scored.forward.observed[observer]``.
+    forward pass names an `observer`, a class of context managers made with one argument, whether a quantity that
+    differentiates needs it; the pass keeps what it gives under ``scored.forward.observed[observer]``.
     """
     facts = {"traceable": traceable, "graph": graph, "layer": layer, "reruns": reruns, "observer": observer}
     return _marker("quantity", name, **facts)

@@ -15,7 +15,7 @@ import zoo
 from camkit import CamkitError, CamkitWarning, Explainer, Target
 from camkit.adapter import Adapter
 from camkit.registry import registry
-from camkit.testing import Oracle, assert_agrees, check_method, state
+from camkit.testing import Oracle, assert_agrees, state
 
 METHODS = ["gradcam", "gradcam++", "hirescam", "layercam", "xgradcam"]
 
@@ -120,11 +120,6 @@ def test_the_images_stay_as_they_were_and_may_require_gradients():
     assert images.grad is None
     assert images._version == 0
     assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_conformance_kit_accepts_every_method(method, random_model):
-    check_method(method, Explainer(random_model("timm:resnet")), zoo.images(3, 64), class_index=3)
 
 
 # --- whoever calls, the same maps

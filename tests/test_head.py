@@ -129,9 +129,10 @@ def test_a_model_that_cannot_be_exported_runs_as_a_whole_and_says_so_once():
     model = zoo.watch(Undecided().eval())
     explainer = Explainer(model, "features")
     images = zoo.images(2, 32)
-    with pytest.warns(CamkitWarning, match=r"behind 'features' is not run alone, because torch.export refuses") as said:
+    with pytest.warns(CamkitWarning, match=r"behind 'features' is not run alone, because torch.export refuses"):
         graph = explainer(images, ablated, 3, relu=False)
-    assert len([one for one in said if "not run alone" in str(one.message)]) == 1
+    # another warning would be an error
+    explainer(images, ablated, 3, relu=False)
     full = explainer(images, in_full, 3, relu=False)
     torch.testing.assert_close(graph.maps, full.maps)
     assert float(full.maps.std()) > 0

@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[1]
 LIBRARIES = Path(sysconfig.get_paths()["purelib"])
 PACKAGES = {
     "camkit": ROOT / "camkit",
+    "camkit_quantities": ROOT / "plugins" / "camkit_quantities",
     "camkit_methods": ROOT / "plugins" / "camkit_methods",
     "camkit_targets": ROOT / "plugins" / "camkit_targets",
+    "camkit_fusions": ROOT / "plugins" / "camkit_fusions",
     "camkit_attacks": ROOT / "plugins" / "camkit_attacks",
     "camkit_metrics": ROOT / "plugins" / "camkit_metrics",
     "camkit_adapters": ROOT / "adapters" / "camkit_adapters",
@@ -156,7 +158,18 @@ def test_version_and_plugins(installed: Path, tmp_path: Path):
     assert not [entry for entry in own if entry["error"]]
     kinds = {item["kind"] for item in own if "kind" in item}
     assert kinds == {
-        *("quantity", "target", "method", "attack", "metric", "dataset", "model source", "decomposition", "exporter")
+        *(
+            "quantity",
+            "target",
+            "method",
+            "fusion",
+            "attack",
+            "metric",
+            "dataset",
+            "model source",
+            "decomposition",
+            "exporter",
+        )
     }
 
 

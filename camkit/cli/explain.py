@@ -70,7 +70,7 @@ def explain(
     ] = None,
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the heatmap where it is strongest.")] = 0.6,
 ) -> None:
-    """Write overlays, a comparison grid and a JSON line for each image.
+    """Write overlays, a grid and a JSON line for each image.
 
     One command takes several methods, layers, targets and variants: each combination becomes an overlay and a JSON
     line, and a cell of the image's grid, whose rows are targets and layers, and whose columns methods and variants.

@@ -63,7 +63,9 @@ def check_method(
     _options_have_types(parsed)
     if explainer is not None:
         if images is None or len(images) < 2:
-            raise CamkitError("check_method needs images [B, C, H, W] for the model that it is given, at least two.")
+            raise CamkitError(
+                "The conformance kit needs at least two images [B, C, H, W] for the model that it is given."
+            )
         _check(Case(method, parsed, explainer, images, layer, class_index, options or {}), exports)
         return
     refusals: list[str] = []

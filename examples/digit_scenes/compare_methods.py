@@ -56,17 +56,26 @@ KINDS = {
 }
 
 EXPLANATION = """\
-The convolutional networks end in a mean over positions and one linear layer. There Grad-CAM, XGrad-CAM, HiResCAM and
-CAM are one formula, and their columns say so. Methods that drop the sign of the gradient or of the activations
-(Grad-CAM++, Smooth Grad-CAM++, Seg-Eigen-CAM, Full-Grad) lose what tells the two digits from each other, and
-class-agnostic methods (Eigen-CAM, KPCA-CAM, FEM, attention rollout) never had it: they find a digit, whichever was
-asked for.
+The convolutional networks end in a mean over positions and one linear layer. There the gradient is the same at every
+position, Grad-CAM, XGrad-CAM, HiResCAM, Recipro-CAM, Shapley-CAM and CAM are one formula, and their columns say so.
+What they miss, they mostly miss by a cell: maps that are smoother or finer than the target layer's cells
+(ViT-Recipro-CAM's Gaussian, RISE's masks) hit narrow digits more often. Full-Grad scales the channels of
+a layer together, as its authors' code does; with `rescale=channel`, the paper's formula, the many channels that see
+no digit outvote the few that do.
 
-In the ViT a map's position is moved by half a cell, 4 pixels, by the odd kernels of its stem (see the
-[model card](../adapters/camkit_adapters/demo/MODEL_CARD.md)), which costs every method that reads tokens some hits.
-Methods that average a token's gradient over positions (Grad-CAM and those built on it) point worse there than methods
-that keep each position's own (HiResCAM, LayerCAM): behind the target layer comes one more attention, so that a channel
-means different things in different positions."""
+Class-agnostic methods find digits, but cannot know which was asked for, and an edge detector does as well. On the
+ViT, Eigen-CAM and FEM do not even find digits: behind a LayerNorm all tokens share a large offset, which is what an
+uncentred first component shows; KPCA-CAM, which is centred, does not have that problem.
+
+In the ViT one more attention follows the target layer, so that a channel means different things in different
+positions. Methods that take one weight for a channel (Grad-CAM, Grad-CAM++, Ablation-CAM, Shapley-CAM) point worse
+there than those that keep each position's own gradient (HiResCAM, LayerCAM), and methods that drop a sign
+(Seg-Eigen-CAM, Full-Grad) or do not fix it (Eigen-Grad-CAM) hardly tell the digits apart. Of the cheap methods, those
+that follow class-specific attention through all layers point best. Its maps are moved by half a cell, 4 pixels, by
+the odd kernels of its stem (see the [model card](../adapters/camkit_adapters/demo/MODEL_CARD.md)), which costs every
+method that reads tokens some hits. Recipro-CAM's maps are logits of nearly empty images, often negative everywhere
+and so blank; the target `probability` avoids that. SS-CAM adds noise twice as large as the mask's own range, and
+needs many more samples than were taken."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +258,8 @@ def introduction(specs: Sequence[str], scene_count: int, found: Found) -> str:
         f"Each of {scene_count} scenes shows two handwritten digits. Each of the two is asked for in turn, and the "
         "heatmap's peak is looked up: **asked** is how often it lies in the box of the digit that was asked for, "
         "**other** how often in the other digit's box; the rest lies beside both. The models' handwriting is not that "
-        "of their training. A method measured on fewer scenes is slow. A share is uncertain by at most one standard "
+        "of their training. A method measured on fewer scenes is slow. A *blank* heatmap has no peak "
+        "and is left out. A share is uncertain by at most one standard "
         f"error of {errors}.\n\n"
         "A **floor** is what a method has to beat: Sobel knows the picture but not the model, Random (one random "
         "map, the same for every picture, hence one point) neither; the last row is the share of the picture that a "

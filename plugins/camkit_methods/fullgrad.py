@@ -15,20 +15,23 @@ def fullgrad(
     image_gradients: Tensor,
     bias_gradients: tuple[Tensor, ...],
     *,
-    rescale: Literal["channel", "layer"] = "channel",
+    rescale: Literal["layer", "channel"] = "layer",
 ) -> Tensor:
     """Full-Grad: gradient times image, and gradient times bias in every layer, each made a picture and added up.
 
     A picture is the magnitude, scaled to [0, 1] and upsampled to the image, so that the map [B, H, W] has no negative
-    values. Scaled is each channel, as in the paper's formula and in grad-cam, or all channels of a layer together
-    (`rescale`), as in the authors' code. The sum over channels is upsampled once: upsampling is linear.
+    values. All channels of a layer are scaled together, as in the authors' code, which made the paper's pictures. Its
+    formula, and grad-cam, scale each ``channel`` (`rescale`), where one that sees nothing but background counts as much
+    as one that sees the object. The sum over channels is upsampled once: upsampling is linear.
     """
-    per_channel = (2, 3) if rescale == "channel" else (1, 2, 3)
+    scaled = (1, 2, 3) if rescale == "layer" else (2, 3)
     total = images.new_zeros(images.shape[0], 1, *images.shape[2:])
     for term in (image_gradients * images, *bias_gradients):
-        magnitude = term.abs()
-        above = magnitude - magnitude.amin(dim=per_channel, keepdim=True)
-        span = above.amax(dim=per_channel, keepdim=True)
+        above = term.abs()
+        above -= above.amin(dim=scaled, keepdim=True)
+        span = above.amax(dim=scaled, keepdim=True)
+        # channels that are scaled alike may be added first
+        above = above.sum(dim=1, keepdim=True) if rescale == "layer" else above
         picture = divide(above, span.expand_as(above)).sum(dim=1, keepdim=True)
         total = total + F.interpolate(picture, size=total.shape[2:], mode="bilinear")
     return total[:, 0]

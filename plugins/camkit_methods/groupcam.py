@@ -10,7 +10,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.channels import weighted
 from camkit.contracts import ModelScores
-from camkit.perturbed import stretched
+from camkit_methods.perturbed import stretched
 
 RADIUS, SIGMA = 25, 50.0
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.channels import weighted
 from camkit.contracts import ModelScores
-from camkit.perturbed import Weighting, channel_weights, increases
+from camkit_methods.perturbed import Weighting, channel_weights, increases
 
 
 @plugin.method("scorecam", paper="arXiv:1910.01279")

@@ -7,7 +7,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.channels import divide, weighted
 from camkit.contracts import Samples
-from camkit.perturbed import normal
+from camkit_methods.perturbed import normal
 
 
 @plugin.method("smoothgradcam++", paper="arXiv:1908.01224")

@@ -8,7 +8,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.channels import weighted
 from camkit.contracts import ModelScores
-from camkit.perturbed import Weighting, channel_weights, increases, normal
+from camkit_methods.perturbed import Weighting, channel_weights, increases, normal
 
 
 @plugin.method("sscam", paper="arXiv:2006.14255")

@@ -239,9 +239,7 @@ class _Blocks:
         self._stack.close()
 
 
-@plugin.quantity(
-    "layer_attention_gradients", traceable=True, layer=False, reruns=True, observer=AttentionWeights
-)
+@plugin.quantity("layer_attention_gradients", traceable=True, layer=False, reruns=True, observer=AttentionWeights)
 def layer_attention_gradients(this: Pass) -> tuple[Tensor, ...]:
     """For each layer, the gradient of its own scores with respect to its own attention weights.
 

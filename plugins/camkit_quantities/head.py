@@ -72,12 +72,14 @@ class _Head:
                 raise NoHead("its graph does not give the model's own scores")
             self._graph_run = run
         except NoHead as reason:
-            warnings.warn(
-                f"The part of the model behind '{this.layer.path}' is not run alone, because {reason}; the whole model "
-                f"runs for each perturbation, which is slower.",
-                CamkitWarning,
-                stacklevel=2,
-            )
+            if not reason.said:
+                warnings.warn(
+                    f"The part of the model behind '{this.layer.path}' is not run alone, because {reason}; the whole "
+                    f"model runs for each perturbation, which is slower.",
+                    CamkitWarning,
+                    stacklevel=2,
+                )
+                reason.said = True
             self._graph_run = self._full_run
         return self._graph_run
 
