@@ -9,7 +9,11 @@ class CamkitError(Exception):
 
 
 class CamkitWarning(UserWarning):
-    """A result that is valid and most likely not what the user wants, such as a map that is all zero."""
+    """Something is valid and most likely not what the user wants, or slower than it need be."""
+
+
+class MapWarning(CamkitWarning):
+    """What there is to say about single images' maps, such as one that is all zero; `Explanation.notes` has it too."""
 
 
 def suggestion(name: str, candidates: Iterable[str], *, many: int = 3) -> str:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from camkit import heatmap
-from camkit.errors import CamkitError, CamkitWarning
+from camkit.errors import CamkitError, MapWarning
 from camkit.methods import Kind
 from camkit.precision import single
 from camkit.targets import Target, class_label, probabilities
@@ -233,7 +233,7 @@ def warn_of_blanks(explanation: Explanation) -> None:
         which = f"image {affected[0]}" if len(affected) == 1 else f"images {', '.join(affected)}"
         where = f" at '{explanation.layer}'" if explanation.layer else ""
         text = f"The map by {explanation.method}{where} of {which} {note.removeprefix('The map ')}"
-        warnings.warn(text, CamkitWarning, stacklevel=5)
+        warnings.warn(text, MapWarning, stacklevel=5)
 
 
 def _array(tensor: Tensor) -> "np.ndarray[Any, Any]":

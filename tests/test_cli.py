@@ -374,3 +374,33 @@ def test_export_and_verify(tmp_path):
     assert f"{path} gives what it should.\n" in succeed("verify", path)
     result = camkit.load(path)(np.zeros((2, 3, 96, 96), np.float32), [3, -1])
     assert result.heatmaps.shape == (2, 96, 96)
+
+
+UNDECIDED = """
+import torch
+from torch import nn
+
+
+class Undecided(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3, stride=8)
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, images):
+        pooled = self.features(images).relu().mean(dim=(2, 3))
+        return self.classifier(pooled if float(pooled.detach().sum()) > 0 else -pooled)
+
+
+def undecided():
+    return Undecided().eval()
+"""
+
+
+def test_a_head_that_cannot_be_run_alone_is_said_once_and_the_model_runs_instead(tmp_path):
+    (tmp_path / "own_undecided.py").write_text(UNDECIDED)
+    arguments = ("--model", "python:own_undecided:undecided", "--layer", "features", "--method", "ablationcam")
+    done = process("explain", SCENE, SCENES / "scene-02.png", *arguments, "--batch-size", 1, "--size", 64, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.err.count("is not run alone, because torch.export refuses the model") == 1
+    assert len(lines(tmp_path / "camkit-output")) == 2

@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from camkit.cli import printing
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
-from camkit.errors import CamkitError, CamkitWarning, unknown
+from camkit.errors import CamkitError, CamkitWarning, MapWarning, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,7 +207,7 @@ class Question:
         asked = [*positive, *(negative if "counterfactual" in self.variants else [])]
         with warnings.catch_warnings():
             # an image is named by its file, not by its place in a batch; the record of each holds its note
-            warnings.simplefilter("ignore", CamkitWarning)
+            warnings.simplefilter("ignore", MapWarning)
             found = {True: self._run(explainer, images, asked, relu=True)}
             # what a fusion makes of several maps hangs on their negative values
             apart = self.smoothing.fuse is not None and "signed" in self.variants
@@ -303,13 +303,19 @@ def _enlarged(view: Any) -> Any:
     return upscale(picture, -(-SHORTEST_SIDE // min(picture.shape[:2])))
 
 
+def _predicted(prediction: dict[str, Any] | None) -> str:
+    if prediction is None:
+        return "no classes"
+    probability = prediction["probability"]
+    return f"{prediction['name']} {'not finite' if probability is None else format(probability, '.3f')}"
+
+
 def _report(table: Any, path: Path, cells: Sequence[Cell], records: Sequence[dict[str, Any]]) -> None:
     """Adds an image's rows to the table, and says which of its maps are blank and why."""
     blank: dict[str, list[str]] = {}
     for place, (cell, record) in enumerate(zip(cells, records, strict=True)):
         prediction, peak, name = record["prediction"], record["map"]["peak"], record["target"]["name"]
-        probability = prediction["probability"]
-        predicted = f"{prediction['name']} {'not finite' if probability is None else format(probability, '.3f')}"
+        predicted = _predicted(prediction)
         shown = (path.name, predicted) if place == 0 else ("", "")
         facts = (name, cell.variant, record["method"], record["layer"] or "")
         table.add_row(*shown, *facts, f"{peak['x']}, {peak['y']}")

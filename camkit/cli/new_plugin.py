@@ -33,7 +33,7 @@ def new_plugin(
         Path, typer.Option(metavar="DIR", help="Folder in which a folder of that name is made.")
     ] = Path(),
 ) -> None:
-    """Write the skeleton of a plugin: a package with a method, and tests that pass.
+    """Write the skeleton of a plugin: a method, and tests that pass.
 
     The method is called like the distribution, without a leading camkit-.
     """
