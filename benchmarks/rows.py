@@ -93,9 +93,10 @@ def by_grad_cam(method: str, model: nn.Module, case: Case) -> Iterator[Run]:
     further: dict[str, Any] = {}
     if method == "AblationCAM" and case.tokens:
         further["ablation_layer"] = pytorch_grad_cam.AblationLayerVit()
-    # Full-Grad finds its layers itself, and says so if it is given some
-    layers = [] if method == "FullGrad" else [layer]
-    reshape = tokens_to_maps if case.tokens else None
+    # Full-Grad finds its layers itself, convolutions all of them, and says so if it is given some
+    own_layers = method == "FullGrad"
+    layers = [] if own_layers else [layer]
+    reshape = tokens_to_maps if case.tokens and not own_layers else None
     with getattr(pytorch_grad_cam, method)(model, layers, reshape_transform=reshape, **further) as explain:
 
         def run(images: Tensor) -> Any:
