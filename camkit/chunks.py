@@ -12,7 +12,7 @@ from camkit import progress
 from camkit.contracts import Make
 
 # Beside an operator's own result its inputs and the workspace of its kernel are alive.
-ALIVE = 3
+ALIVE = 4
 
 
 def in_chunks(make: Make, n: int, evaluate: Callable[[Tensor], Tensor], *, memory: int, description: str) -> Tensor:
