@@ -5,6 +5,7 @@ the nodes that depend on it are the head. What they need besides (a residual str
 and is computed once for the images and repeated for their perturbed copies.
 """
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,8 @@ def _repeated(value: Tensor, dimension: int | None, times: int) -> Tensor:
     return value.repeat(*(times if place == dimension else 1 for place in range(value.ndim)))
 
 
+# torch.export keeps its state in globals
+_exporting = threading.Lock()
 _cache: "weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[Any, HeadGraph | NoHead]]]" = weakref.WeakKeyDictionary()
 
 
@@ -108,7 +111,7 @@ def _build(module: nn.Module, layer: Layer, images: Tensor) -> HeadGraph:
     example = images.detach()[:1].repeat(2, 1, 1, 1)
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     try:
-        with torch.inference_mode(False), torch.no_grad(), frozen(module), _marked(layer):
+        with _exporting, torch.inference_mode(False), torch.no_grad(), frozen(module), _marked(layer):
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
             program = program.run_decompositions({})
         graph = program.module().graph
