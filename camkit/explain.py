@@ -173,8 +173,7 @@ class Explainer:
         chosen = layer if layer is not None else self.layer
         layers: list[str | None] = [chosen] if chosen is None or isinstance(chosen, str) else list(chosen)
         targets, several = parse_targets(target, self.class_names, registry().names("target", qualified=True))
-        several = several or isinstance(method, list | tuple)
-        several = several or not (fuse or chosen is None or isinstance(chosen, str))
+        several = several or methods != [method] or not (fuse or chosen is None or isinstance(chosen, str))
         if not methods or not layers:
             raise CamkitError("At least one method and one layer are needed.")
         fusion: Fusion | None = registry().get("fusion", fuse) if fuse else None

@@ -58,11 +58,6 @@ class Method:
         )
 
     @property
-    def needs_graph(self) -> bool:
-        """Whether the method needs the autograd graph of the head."""
-        return any(quantity.graph for quantity in self.quantities)
-
-    @property
     def has_layer(self) -> bool:
         """Whether the method explains a target layer; without one it explains the model as a whole."""
         return any(quantity.layer for quantity in self.quantities)

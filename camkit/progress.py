@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -32,16 +32,10 @@ def task(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    own = Progress(console=Console(stderr=True), transient=True)
-    with own if shared is None else _unmanaged():
-        display = shared or own
+    # a shared display is opened and closed by whoever shares it
+    with nullcontext(shared) if shared else Progress(console=Console(stderr=True), transient=True) as display:
         task_id = display.add_task(description, total=total)
         try:
             yield lambda steps: display.advance(task_id, steps)
         finally:
             display.remove_task(task_id)
-
-
-@contextmanager
-def _unmanaged() -> Iterator[None]:
-    yield

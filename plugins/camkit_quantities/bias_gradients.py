@@ -159,12 +159,5 @@ def _full_gradients(this: Pass) -> FullGradients:
 
 # kept on the pass like any quantity, but nothing to ask for by name
 _FULL_GRADIENTS = Quantity(
-    name="full_gradients",
-    function=_full_gradients,
-    type=FullGradients,
-    traceable=False,
-    graph=False,
-    layer=False,
-    reruns=True,
-    observer=None,
+    "full_gradients", _full_gradients, FullGradients, traceable=False, graph=False, layer=False, reruns=True
 )
