@@ -29,7 +29,7 @@ class ModelOptions:
             "-m",
             metavar="SPEC",
             rich_help_panel=PANEL,
-            help="torchvision:NAME, timm:NAME, demo:NAME or python:package.module:factory.",
+            help="torchvision:NAME, timm:NAME, transformers:PATH-OR-NAME, demo:NAME or python:package.module:factory.",
         ),
     ] = ""
     weights: Annotated[
