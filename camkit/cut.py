@@ -4,17 +4,21 @@ Gradients are needed at the target layer only. A hook there detaches the layer's
 autograd record from that point on, so the backward pass covers the head alone and the trunk keeps nothing.
 """
 
+import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from camkit.errors import CamkitError, suggestion
+from camkit.layout import channels_last
+from camkit.registry import registry
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,44 @@ class Layer:
     path: str
     module: nn.Module = field(repr=False, compare=False)
     element: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a model's output is read: the entry that counts, and whether it holds class scores or an embedding."""
+
+    key: int | str | None = None
+    classes: bool = True
+
+    def logits(self, output: Any, batch: int) -> tuple[Tensor, Tensor | None]:
+        """The logits [B, classes] in an output, and those of every pixel [B, classes, h, w] if it has them.
+
+        Where the output holds none, the logits are [B, 0].
+
+        Raises:
+            CamkitError: the output has no entry of the name that the adapter gives.
+        """
+        chosen = _entry(output, self.key)
+        if not self.classes or not isinstance(chosen, Tensor) or not chosen.is_floating_point():
+            return torch.empty(batch, 0), None
+        if chosen.ndim in (1, 2):
+            return (chosen.unsqueeze(1) if chosen.ndim == 1 else chosen), None
+        if chosen.ndim == 4 and chosen.shape[0] == batch:
+            return chosen.mean(dim=(2, 3)), chosen
+        return torch.empty(batch, 0), None
+
+    def features(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """The output as one vector [B, D] per image of `size`: tokens and maps are averaged over their positions.
+
+        Raises:
+            CamkitError: the output holds no tensor with an entry for each image.
+        """
+        chosen = _entry(output, self.key)
+        if not isinstance(chosen, Tensor) or not 1 <= chosen.ndim <= 4 or not chosen.is_floating_point():
+            raise CamkitError(f"The model's output, {_in_words(chosen)}, cannot be read as one vector per image.")
+        if chosen.ndim == 4:
+            return chosen.mean(dim=(1, 2) if channels_last(tuple(chosen.shape), size) else (2, 3))
+        return chosen.mean(dim=1) if chosen.ndim == 3 else chosen.reshape(chosen.shape[0], -1)
 
 
 @dataclass
@@ -39,6 +81,7 @@ class Forward:
         captured: the output of each target layer, in the layer's own layout, by the layer's path.
         dense_logits: [B, classes, h, w] of a segmentation model.
         observed: what observers saw in the pass, by their class.
+        reader: how the output was read.
     """
 
     images: Tensor
@@ -47,6 +90,19 @@ class Forward:
     captured: dict[str, Tensor]
     dense_logits: Tensor | None = None
     observed: Mapping[type, Any] = field(default_factory=dict)
+    reader: Reader = Reader()
+
+    @property
+    def features(self) -> Tensor:
+        """The output as one vector [B, D] per image: the logits, or the embedding of a model without classes."""
+        if self.logits.shape[1]:
+            return self.logits
+        return self.reader.features(self.output, (self.images.shape[2], self.images.shape[3]))
+
+    def with_output(self, output: Any, batch: int) -> "Forward":
+        """The same pass with another output, of `batch` images."""
+        logits, dense_logits = self.reader.logits(output, batch)
+        return replace(self, output=output, logits=logits, dense_logits=dense_logits)
 
     def gradients(self, scores: Tensor, *, retain_graph: bool) -> dict[str, Tensor]:
         """The gradient of the summed scores [B] at every target layer, by the layer's path.
@@ -82,10 +138,10 @@ class Cut:
     The model is left as it was, also after an exception; threads may share it.
     """
 
-    def __init__(self, module: nn.Module, layers: Sequence[Layer], output: int | str | None = None) -> None:
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], reader: Reader | None = None) -> None:
         self.module = module
         self.layers = tuple(layers)
-        self.output = output
+        self.reader = reader or Reader()
 
     def forward(
         self,
@@ -101,8 +157,11 @@ class Cut:
         the images of the result are the leaf. Otherwise nothing is recorded. Observers are entered around the pass.
 
         Raises:
-            CamkitError: a target layer never runs, runs more than once, or gives no tensor.
+            CamkitError: a target layer never runs, runs more than once, or gives no tensor; or autograd is to record a
+                quantised model.
         """
+        if graph or from_images:
+            require_gradients(self.module)
         captured: dict[str, Tensor] = {}
         with ExitStack() as stack:
             stack.enter_context(lock(self.module))
@@ -121,20 +180,26 @@ class Cut:
             # a model whose first layer works in place may do so on a copy, not on the leaf
             output = self.module(images.clone() if from_images else images)
             with torch.set_grad_enabled(graph or from_images):
-                logits, dense_logits = read_logits(output, self.output, images.shape[0])
+                logits, dense_logits = self.reader.logits(output, images.shape[0])
         for hook in hooks:
             hook.check()
         observed = {type(observer): found for observer, found in zip(observers, seen, strict=True)}
-        return Forward(images, output, logits, captured, dense_logits, observed)
+        return Forward(images, output, logits, captured, dense_logits, observed, self.reader)
 
 
 def replay(module: nn.Module, images: Tensor, layer: Layer, tensor: Tensor) -> Any:
     """The model's output for images [B, C, H, W] when the layer gives `tensor` in place of its own output."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        require_gradients(module)
     here = threading.get_ident()
 
     def exchange(child: nn.Module, inputs: Any, output: Any) -> Any:
+        if threading.get_ident() != here:
+            return None
+        own = element(output, layer)
         # the model may go on in place, and the tensor is the caller's
-        return with_element(output, layer, tensor.clone()) if threading.get_ident() == here else None
+        given = _quantised_like(tensor, own) if own.is_quantized else tensor.clone()
+        return with_element(output, layer, given)
 
     with lock(module), frozen(module):
         handle = layer.module.register_forward_hook(exchange)
@@ -164,7 +229,7 @@ class _Capture:
             )
         tensor = element(output, self.layer)
         if not self.graph:
-            self.captured[path] = tensor.clone()
+            self.captured[path] = tensor.dequantize() if tensor.is_quantized else tensor.clone()
             return None
         leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
         self.captured[path] = leaf
@@ -194,11 +259,47 @@ _locks_lock = threading.Lock()
 
 @contextmanager
 def lock(module: nn.Module) -> Iterator[None]:
-    """One thread at a time in a model: hooks and flags belong to the module, not to the thread."""
+    """One thread at a time in a model, which runs as it was written, compiled or not.
+
+    Hooks and flags belong to the module, not to the thread; and compiled code passes by hooks or is compiled anew for
+    them.
+    """
     with _locks_lock:
         own = _locks.setdefault(module, threading.RLock())
-    with own:
+    with own, _uncompiled if _is_compiled(module) else nullcontext():
         yield
+
+
+class _Uncompiled:
+    """The compiler switched off; the switch is the process's, so the last one who leaves turns it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._stance = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stance.close()
+
+
+_uncompiled = _Uncompiled()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a model or a part of it was compiled: by `torch.compile`, in place, or in its forward function alone."""
+    return any(
+        hasattr(part, "_orig_mod")
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(part.forward, "_torchdynamo_orig_callable")
+        for part in module.modules()
+    )
 
 
 @contextmanager
@@ -215,25 +316,95 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` or DataParallel wrappers, whose hooks would not fire reliably."""
+    """The model inside `torch.compile` and data-parallel wrappers, whose hooks would not fire reliably.
+
+    Raises:
+        CamkitError: inside is a TorchScript module.
+    """
     while True:
         # by its attribute: the class of torch.compile's wrapper is in a module that takes seconds to load
         if hasattr(module, "_orig_mod"):
             module = module._orig_mod  # type: ignore[assignment]
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
+        elif isinstance(module, torch.jit.ScriptModule):
+            raise CamkitError(
+                f"The layers of a scripted model ({type(module).__name__}) cannot be watched, because TorchScript runs "
+                f"without them; give the Python model that was scripted or traced."
+            )
         else:
             return module
 
 
+def require_gradients(module: nn.Module) -> None:
+    """Refuses a quantised model where gradients are needed.
+
+    Raises:
+        CamkitError: no gradient passes through a part of the model, because it computes with integers.
+    """
+    found = next(_quantised(module), None)
+    if found is not None:
+        path, what = found
+        which = f"its layer '{path}' is" if path else "it is"
+        methods = [method for method in registry().values("method") if method.kind == "map" and method.single_pass]
+        free = [method.name for method in methods if not any(quantity.graph for quantity in method.quantities)]
+        raise CamkitError(
+            f"The model has no gradients because {which} quantised ({what}); explain the model that was quantised, or "
+            f"use a method that needs none, such as {', '.join(sorted(free))}."
+        )
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a part of a model computes with integers, through which no gradient passes."""
+    return next(_quantised(module), None) is not None
+
+
+def _quantised(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Paths of the parts that are quantised, and how."""
+    for path, part in module.named_modules():
+        kind = type(part)
+        # the one class in there that computes with floating-point numbers stands in models that are not quantised yet
+        if _QUANTISED_MODULES.match(kind.__module__) and not kind.__name__.endswith("FloatFunctional"):
+            yield path, f"{kind.__module__.partition('.modules')[0]}.{kind.__name__}"
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if tensor.is_quantized:
+                yield path, str(tensor.dtype)
+            elif _QUANTISED_TENSORS.search(f"{type(tensor).__module__}.{type(tensor).__name__}") and _is_opaque(tensor):
+                yield path, type(tensor).__name__
+
+
+_QUANTISED_MODULES = re.compile(r"torch\.ao\.nn\.(\w+\.)*quantized\b")
+_QUANTISED_TENSORS = re.compile("quant", re.IGNORECASE)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _is_opaque(weight: Tensor) -> bool:
+    """Whether no gradient passes through a weight: where weights alone are quantised, one does."""
+    if weight.ndim != 2:
+        return True
+    inputs = torch.ones(1, weight.shape[1], dtype=weight.dtype, device=weight.device, requires_grad=True)
+    return not F.linear(inputs, weight.detach()).requires_grad
+
+
+def _quantised_like(tensor: Tensor, original: Tensor) -> Tensor:
+    """A tensor in the integers of another one."""
+    return torch.quantize_per_tensor(tensor, original.q_scale(), original.q_zero_point(), original.dtype)
+
+
 def find_module(root: nn.Module, path: str) -> tuple[str, nn.Module]:
     """The module at a dotted path, whose parts may be negative indices (``layer4.-1``), with its plain path.
+
+    The path may be that of the model before some of its parts were compiled.
 
     Raises:
         CamkitError: there is no such module; the nearest paths are suggested.
     """
     module, names = root, list[str]()
     for part in path.split("."):
+        while hasattr(module, "_orig_mod") and part != "_orig_mod":
+            module = module._orig_mod  # type: ignore[assignment]
+            names.append("_orig_mod")
         children = dict(module.named_children())
         if part not in children and part.lstrip("-").isdigit():
             position = int(part)
@@ -248,22 +419,6 @@ def find_module(root: nn.Module, path: str) -> tuple[str, nn.Module]:
         module = children[part]
         names.append(part)
     return ".".join(names), module
-
-
-def read_logits(output: Any, key: int | str | None, batch: int) -> tuple[Tensor, Tensor | None]:
-    """The logits [B, classes] in a model's output, and those of every pixel [B, classes, h, w] if it has them.
-
-    Where the output holds none, the logits are [B, 0].
-
-    Raises:
-        CamkitError: the output has no entry of the name that the adapter gives.
-    """
-    chosen = _entry(output, key)
-    if isinstance(chosen, Tensor) and chosen.ndim in (1, 2) and chosen.is_floating_point():
-        return (chosen.unsqueeze(1) if chosen.ndim == 1 else chosen), None
-    if isinstance(chosen, Tensor) and chosen.ndim == 4 and chosen.shape[0] == batch:
-        return chosen.mean(dim=(2, 3)), chosen
-    return torch.empty(batch, 0), None
 
 
 def select_logits(output: Any, key: int | str | None) -> Tensor:
@@ -281,7 +436,7 @@ def select_logits(output: Any, key: int | str | None) -> Tensor:
 def no_logits(output: Any, key: int | str | None = None) -> CamkitError:
     """The error for an output in which logits were looked for in vain."""
     chosen = _entry(output, key)
-    what = f"a tensor of shape {list(chosen.shape)}" if isinstance(chosen, Tensor) else type(output).__name__
+    what = _in_words(chosen) if isinstance(chosen, Tensor) else type(output).__name__
     return CamkitError(
         f"The model's output is {what}, but logits of shape [batch, classes] are expected; name the entry that holds "
         f"them in an adapter ('output'), or choose a target that needs none."
@@ -304,34 +459,60 @@ def _entry(output: Any, key: int | str | None) -> Any:
 
 
 def element(output: Any, layer: Layer) -> Tensor:
-    """The tensor that counts in a layer's output.
+    """The tensor that counts in a layer's output: the one that the layer names, else the only one.
 
     Raises:
-        CamkitError: there is none.
+        CamkitError: there is none, or more than one.
     """
-    tensor = output
-    if layer.element is not None and not isinstance(output, Tensor):
-        try:
-            tensor = output[layer.element]
-        except (KeyError, IndexError, TypeError):
-            raise CamkitError(f"The output of the layer '{layer.path}' has no element {layer.element!r}.") from None
+    if isinstance(output, Tensor):
+        return output
+    if layer.element is None:
+        tensors = [part for _, part in _parts(output) if isinstance(part, Tensor)]
+        if len(tensors) != 1:
+            raise CamkitError(
+                f"The layer '{layer.path}' gives {_in_words(output)}, not one tensor; state in an adapter which "
+                f"element of it holds the activations (targets.NAME = {{ path = …, element = 0 }}), or choose another "
+                f"layer."
+            )
+        return tensors[0]
+    try:
+        tensor = output[layer.element]
+    except (KeyError, IndexError, TypeError):
+        raise CamkitError(f"The output of the layer '{layer.path}' has no element {layer.element!r}.") from None
     if not isinstance(tensor, Tensor):
         raise CamkitError(
-            f"The layer '{layer.path}' gives {type(tensor).__name__}, not a tensor; state in the adapter which element "
-            f"holds the activations, or choose another layer."
+            f"The element {layer.element!r} of the output of the layer '{layer.path}' is {_in_words(tensor)}, not a "
+            f"tensor; state another."
         )
     return tensor
 
 
 def with_element(output: Any, layer: Layer, tensor: Tensor) -> Any:
-    """A layer's output with another tensor in that place."""
+    """A layer's output with another tensor in the place of the one that counts."""
     if isinstance(output, Tensor):
         return tensor
+    named = layer.element
+    if named is None:
+        named = next(key for key, part in _parts(output) if isinstance(part, Tensor))
     if isinstance(output, Mapping):
-        return type(output)({**output, layer.element: tensor})  # type: ignore[call-arg]
-    position = range(len(output))[layer.element]  # type: ignore[index]
+        return type(output)({**output, named: tensor})  # type: ignore[call-arg]
+    position = range(len(output))[named]  # type: ignore[index]
     parts = [tensor if index == position else part for index, part in enumerate(output)]
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _parts(output: Any) -> list[tuple[Any, Any]]:
+    """The entries of a tuple, list or mapping with their keys; nothing of anything else."""
+    if isinstance(output, Mapping):
+        return list(output.items())
+    return list(enumerate(output)) if isinstance(output, tuple | list) else []
+
+
+def _in_words(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {list(output.shape)}"
+    count = sum(isinstance(part, Tensor) for _, part in _parts(output))
+    return f"a {type(output).__name__} of {count} tensors" if _parts(output) else type(output).__name__
 
 
 def _listed(paths: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from camkit import cut
-from camkit.adapter import Adapter, Resolved, find_adapter
+from camkit.adapter import Adapter
+from camkit.adapter_files import Resolved, find_adapter
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explanation import Explanation, warn_of_blanks
 from camkit.fusions import Fusion
@@ -43,7 +44,7 @@ class Explainer:
         memory: bytes that perturbed copies of a batch may take at a time, beside the model and its own pass.
 
     Raises:
-        CamkitError: the model is in training mode, or the layer does not exist.
+        CamkitError: the model is in training mode or in TorchScript, or the layer does not exist.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Explainer:
         require_evaluation_mode(self.module)
         if layer is not None and self._resolved is not None:
             for name in [layer] if isinstance(layer, str) else layer:
-                self._resolved.adapter.layer(self.module, name)
+                self._resolved.adapter.require(self.module, name)
 
     @property
     def probability(self) -> str:
@@ -92,11 +93,19 @@ class Explainer:
     def logits(self, images: Tensor) -> Tensor:
         """The model's logits [B, classes], differentiable in the images where the caller records a graph."""
         output = self.resolve(images).adapter.output
+        if images.requires_grad and torch.is_grad_enabled():
+            cut.require_gradients(self.module)
         with cut.lock(self.module):
             return cut.select_logits(self.module(images), output)
 
     def resolve(self, images: Tensor) -> Resolved:
-        """The model's adapter and the reason for it; a model that none describes is probed with these images."""
+        """The model's adapter and the reason for it; a model that none describes is probed with these images.
+
+        A quantised one has no gradients that a probe could follow: it is explained at layers that are named.
+        """
+        if self._resolved is None and cut.is_quantised(self.module):
+            rule = f"no adapter describes a {type(self.module).__name__}, and a quantised model cannot be probed"
+            self._resolved = Resolved(Adapter(name="quantised"), rule)
         if self._resolved is None:
             from camkit.probe import probe
 
@@ -304,7 +313,7 @@ class Explainer:
         found = [as_method(method) for method in methods]
         pairs = zip(methods, found, strict=True)
         names = [given if isinstance(given, str) else method.name for given, method in pairs]
-        positions = [resolved.adapter.layer(self.module, name) for name in layers]
+        positions = [resolved.adapter.layer(self.module, name, images) for name in layers]
         return Plan(
             module=self.module,
             adapter=resolved.adapter,
