@@ -166,22 +166,34 @@ def empty_permuted(
     return torch.zeros(size, dtype=dtype, device=device)
 
 
-@plugin.function_mode("adaptive_avg_pool2d to a mean")
+@plugin.function_mode("adaptive average pooling to a mean")
 class GlobalPoolAsMean(TorchFunctionMode):
     """Writes global average pooling as a mean: PyTorch's own way strides in place, which no graph format knows."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replaces one call, passes every other on."""
-        if function is torch.nn.functional.adaptive_avg_pool2d:
-            return _global_pool(function, *args, **(kwargs or {}))
+        """Replaces pooling to one position, passes every other call on."""
+        axes = _POOLED_AXES.get(function)
+        if axes is not None:
+            return _global_pool(function, axes, *args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
-def _global_pool(function: Callable[..., Tensor], input: Tensor, output_size: Any) -> Tensor:  # noqa: A002
+_POOLED_AXES: dict[Any, tuple[int, ...]] = {
+    torch.nn.functional.adaptive_avg_pool1d: (-1,),
+    torch.nn.functional.adaptive_avg_pool2d: (-2, -1),
+}
+
+
+def _global_pool(
+    function: Callable[..., Tensor],
+    axes: tuple[int, ...],
+    input: Tensor,  # noqa: A002
+    output_size: Any,
+) -> Tensor:
     if output_size in (1, (1,), (1, 1), [1, 1], [1], torch.Size((1, 1))):
-        return input.mean(dim=(-2, -1), keepdim=True)
+        return input.mean(dim=axes, keepdim=True)
     return function(input, output_size)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.session import METADATA_FORMAT, Session
-from camkit_export.trace import Graph, trace
+from camkit_export.trace import Graph, traced
 from camkit_export.verify import compare_session, demand, make_vectors, verify_vectors
 
 Write = Callable[[Graph, Path, str], int]
@@ -36,7 +36,7 @@ def publish(request: ExportRequest, path: Path, write: Write, open_session: Open
     Raises:
         CamkitError: the graph cannot be traced or written, or the file does not agree with the oracle.
     """
-    graph = trace(request)
+    graph = traced(request)
     metadata = json.dumps(
         {
             "format": METADATA_FORMAT,

@@ -1,6 +1,7 @@
 """One functional graph of an explanation: forward pass, gradient of the head, method. No autograd is left in it."""
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -74,6 +75,16 @@ def installed_rules() -> tuple[dict[Any, Callable[..., Any]], list[type]]:
             elif item not in modes:
                 modes.append(item)
     return rules, modes
+
+
+_graphs: "weakref.WeakKeyDictionary[ExportRequest, Graph]" = weakref.WeakKeyDictionary()
+
+
+def traced(request: ExportRequest) -> Graph:
+    """The graph of a request by the rules of all plugins, traced once however many formats are written from it."""
+    if request not in _graphs:
+        _graphs[request] = trace(request)
+    return _graphs[request]
 
 
 def trace(
