@@ -1,25 +1,22 @@
 """Adapters: data that says where to cut a family of models and how to read the activations there as a map.
 
-An adapter file is TOML with a list of ``[[adapter]]`` entries. Nothing in it is evaluated: a value such as
-``@patch_embed.grid_size`` is a path of attributes that is read off the model.
+Nothing in an adapter is evaluated: a value such as ``@patch_embed.grid_size`` is a path of attributes that is read off
+the model (`camkit.references`), a target such as ``@trunk_end`` a rule (`camkit.rules`).
 """
 
-import os
-import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from torch import nn
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from torch import Tensor, nn
 
-from camkit.cut import Layer, find_module
+from camkit import rules
+from camkit.cut import Layer, Reader, find_module
 from camkit.errors import CamkitError, suggestion
 from camkit.layout import Layout, resolve_layout
-from camkit.registry import FIRST_PARTY, registry
+from camkit.references import Reference, follow, read
 
-Reference = Annotated[str, Field(pattern=r"^@[\w.\-]+$")]
 DEFAULT_TARGET = "last"
 
 
@@ -31,64 +28,109 @@ def _as_table(value: Any) -> Any:
     return {"path": value} if isinstance(value, str | list) else value
 
 
+ModulePath = Annotated[str, Field(pattern=rf"^({rules.RULE}|[\w\-]+(\.[\w\-]+)*)$")]
+LayoutName = Literal["auto", "NCHW", "NHWC", "tokens"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Paths = Annotated[tuple[ModulePath, ...], BeforeValidator(_as_tuple)]
+References = Annotated[tuple[Reference, ...], BeforeValidator(_as_tuple)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+class Strict(BaseModel):
+    """What a config may say: these keys and no others, described to editors by the docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 
 
-class Position(_Strict):
-    """A named place where a model can be cut. What it leaves out is taken from the adapter.
+class Position(Strict):
+    """A named place where a model can be cut. What it leaves out is taken from the adapter."""
 
-    `path` is a dotted module path with negative indices allowed (``layer4.-1``), or a list of which the first that
-    exists is taken.
-    """
+    path: Paths = Field(min_length=1)
+    """A dotted module path, in which negative numbers count from the end (`layer4.-1`); or the rule `@trunk_end`, the
+    last child in front of the read-out; or `@stride:N`, the last layer that divides the image's sides by N. Of a list,
+    the first that exists."""
 
-    path: Names = Field(min_length=1)
-    layout: Literal["auto", "NCHW", "NHWC", "tokens"] | None = None
+    layout: LayoutName | None = None
+    """How the output here is read, where the adapter's own layout does not hold."""
+
     element: int | str | None = None
+    """Which part of the output holds the activations, where it is a tuple or a mapping of several tensors."""
 
 
-class Adapter(_Strict):
-    """How a family of models is recognised, cut and read.
-
-    Attributes:
-        name: what the adapter is called, such as ``timm.vit.class-token``.
-        library: the package that defines the model's class (or a base class of it).
-        classes: names of that class; in the file ``class``.
-        equals: attributes of the model and the value each must have.
-        class_of: module paths and the class names that each may have.
-        targets: named positions; ``last`` is the one used when no layer is asked for.
-        layout: how outputs are read; ``auto`` decides by shape.
-        prefix: the number of class and register tokens before the patches: a number or an ``@attribute``.
-        patch: height and width of a patch in pixels (or one side of a square), or an ``@attribute`` that holds them.
-        grid: height and width in patches, or an ``@attribute`` that holds them; used where the patch does not tell.
-        channels: an ``@attribute`` with the number of channels, which tells NCHW from NHWC.
-        reads: which tokens the classifier reads: ``class token``, or ``patches`` where it pools them; by default the
-            class token if there are prefix tokens.
-        classifier: path of the module that makes the logits; the first that exists.
-        output: the entry of the model's output that holds the logits.
-        probability: whether probabilities are a softmax or a sigmoid of the logits.
-        unsupported: why such models cannot be explained, if so.
-    """
+class Adapter(Strict):
+    """How a family of models is recognised, cut and read."""
 
     name: str
+    """What the adapter is called, such as `timm.vit.class-token`."""
+
     library: str | None = None
+    """The package that defines the model's class, or a base class of it."""
+
     classes: Names = Field(default=(), alias="class")
+    """Names of that class."""
+
     equals: dict[str, bool | int | float | str] = {}
+    """Attributes of the model, as dotted paths, and the value that each must have."""
+
     class_of: dict[str, Names] = {}
+    """Paths of modules, and the names of the classes that each may have."""
+
     targets: dict[str, Annotated[Position, BeforeValidator(_as_table)]] = {}
-    layout: Literal["auto", "NCHW", "NHWC", "tokens"] = "auto"
+    """Named target layers. `last` is the one used when no layer is asked for; `stage1` to `stage4` divide the image by
+    4, 8, 16 and 32."""
+
+    readout: Names = ()
+    """For the rule `@trunk_end`: patterns of the names of children that read the features out, such as `head*`."""
+
+    auxiliary: Names = ()
+    """For the rule `@trunk_end`: patterns of the names of children that do not count, such as `aux*`."""
+
+    layout: LayoutName = "auto"
+    """How outputs are read: maps `NCHW` or `NHWC`, or `tokens` [batch, prefix + patches, channels]; `auto` decides by
+    their shape."""
+
     prefix: int | Reference | None = None
+    """The number of class, distillation and register tokens before the patches."""
+
     patch: int | tuple[int, int] | Reference | None = None
+    """Height and width of a patch in pixels, or one side of a square."""
+
     grid: tuple[int, int] | Reference | None = None
-    channels: Reference | None = None
+    """Height and width in patches; used where the patch does not tell."""
+
+    stride: int | Reference | None = None
+    """Pixels between two positions of the target `last`; used where neither patch nor grid tell."""
+
+    channels: References = ()
+    """The number of channels, which tells NCHW from NHWC; of several, the first that is the size of one axis."""
+
     reads: Literal["class token", "patches"] | None = None
+    """Which tokens the classifier reads, `patches` where it pools them; by default the class token if there are prefix
+    tokens."""
+
     classifier: Names = ()
+    """Path of the module that makes the logits, or an `@attribute` that holds it; the first that exists."""
+
     output: int | str | None = None
+    """The entry of the model's output that holds the logits."""
+
+    class_count: Reference | None = None
+    """The number of classes; where it is 0, the output is an embedding and not class scores."""
+
     probability: Literal["softmax", "sigmoid"] = "softmax"
+    """Whether probabilities are a softmax or a sigmoid of the logits."""
+
+    note: str | None = None
+    """What a user should know of the choice, such as which of several branches is explained."""
+
     unsupported: str | None = None
+    """Why such models cannot be explained, if so."""
+
+    _file: str = PrivateAttr("")
+
+    @property
+    def label(self) -> str:
+        """The adapter's name in quotation marks, with its file where it comes from one, for error messages."""
+        return f"'{self.name}' ({self._file})" if self._file else f"'{self.name}'"
 
     def mismatch(self, module: nn.Module) -> str | None:
         """Why the adapter does not describe a model; None when it does."""
@@ -99,7 +141,7 @@ class Adapter(_Strict):
         if self.classes and not any(base.__name__ in self.classes for base in own):
             return f"the model's class is not one of {', '.join(self.classes)}"
         for path, expected in self.equals.items():
-            if read(module, path, default=None) != expected:
+            if read(module, path) != expected:
                 return f"its attribute {path} is not {expected!r}"
         for path, names in self.class_of.items():
             try:
@@ -110,170 +152,133 @@ class Adapter(_Strict):
                 return f"its module {path} is a {found}"
         return None
 
-    def layer(self, module: nn.Module, name: str | None = None) -> Layer:
+    def require(self, module: nn.Module, name: str) -> None:
+        """Refuses a layer that is neither a named target nor a path of the model; costs no forward pass."""
+        position = self.targets.get(name)
+        if position is None or not any(map(rules.is_measured, position.path)):
+            self.layer(module, name)
+
+    def layer(self, module: nn.Module, name: str | None = None, images: Tensor | None = None) -> Layer:
         """The target layer of that name: a position named in the adapter, or a module path.
+
+        `images` [B, C, H, W] are needed for positions that are measured (``@stride:N``), and for no others.
 
         Raises:
             CamkitError: the name is neither, or the adapter states that the model cannot be explained.
         """
         if self.unsupported:
-            raise CamkitError(
-                f"The adapter '{self.name}' says that this model cannot be explained: {self.unsupported}."
-            )
+            raise CamkitError(f"The adapter {self.label} says that this model cannot be explained: {self.unsupported}.")
         wanted = name or DEFAULT_TARGET
         position = self.targets.get(wanted)
         if position is None and name is None:
-            raise CamkitError(f"The adapter '{self.name}' names no target layer; give one (camkit doctor lists them).")
+            raise CamkitError(f"The adapter {self.label} names no target layer; give one (camkit doctor lists them).")
         if position is None:
-            path, found = _find(module, wanted, list(self.targets))
-            return Layer(wanted, path, found)
+            return Layer(wanted, *_runnable(module, _find(module, wanted, list(self.targets))))
         for candidate in position.path:
-            try:
-                path, found = find_module(module, candidate)
-            except CamkitError:
-                continue
-            return Layer(wanted, path, found, position.element)
+            path = self._path(module, candidate, images)
+            if path is not None:
+                return Layer(wanted, *_runnable(module, path), position.element)
         raise CamkitError(
-            f"The adapter '{self.name}' puts the target '{wanted}' at {' or '.join(position.path)}, "
-            f"which this model does not have."
+            f"The adapter {self.label} puts the target '{wanted}' at {' or '.join(position.path)}, "
+            f"which a {type(module).__name__} does not have; correct targets.{wanted}."
         )
 
+    def _path(self, module: nn.Module, candidate: str, images: Tensor | None) -> str | None:
+        if candidate == rules.TRUNK_END:
+            return rules.trunk_end(module, self.readout, self.auxiliary)
+        if rules.is_measured(candidate):
+            if images is None:
+                raise CamkitError(f"The target {candidate} of the adapter {self.label} is measured; give images.")
+            end = self.layer(module).path
+            return rules.at_stride(module, images, int(candidate.removeprefix(rules.STRIDE)), end)
+        try:
+            return find_module(module, candidate)[0]
+        except CamkitError:
+            return None
+
     def layout_of(self, module: nn.Module, layer: Layer, shape: Sequence[int], image_size: tuple[int, int]) -> Layout:
-        """How the output of a layer, measured to have `shape` for images of `image_size`, is read as maps."""
+        """How the output of a layer, measured to have `shape` for images of `image_size`, is read as maps.
+
+        Raises:
+            CamkitError: what the adapter says of tokens does not fit the output, or there are no positions.
+        """
         position = self.targets.get(layer.name)
         kind = position.layout if position and position.layout else self.layout
-        # an adapter speaks of its own positions; at another layer only the shape can decide between maps and tokens
-        if position is None and kind != "auto" and (kind == "tokens") != (len(shape) == 3):
+        # an adapter speaks of the positions that it names; at another layer the shape decides between maps and tokens
+        named = position is not None and not any(map(rules.is_measured, position.path))
+        if not named and kind != "auto" and (kind == "tokens") != (len(shape) == 3):
             kind = "auto"
-        return resolve_layout(
-            kind,
-            tuple(shape),
-            image_size,
-            prefix=_number(module, self.prefix, self.name),
-            patch=_pair(module, self.patch, self.name, square=True),
-            grid=_pair(module, self.grid, self.name),
-            channels=_number(module, self.channels, self.name),
-        )
+        channels = (self._number(module, "channels", reference) for reference in self.channels)
+        try:
+            return resolve_layout(
+                kind,
+                tuple(shape),
+                image_size,
+                prefix=self._number(module, "prefix", self.prefix),
+                patch=self._pair(module, "patch", self.patch, square=True),
+                grid=self._pair(module, "grid", self.grid),
+                stride=self._number(module, "stride", self.stride),
+                channels=next((count for count in channels if count in (shape[1], shape[-1])), None),
+            )
+        except CamkitError as error:
+            origin = f" (adapter {self.label})" if self._file else ""
+            raise CamkitError(f"{str(error).rstrip('.')}{origin}.") from None
 
     def find_classifier(self, module: nn.Module) -> nn.Module | None:
         """The module that makes the logits, if the adapter names one that exists."""
-        for path in self.classifier:
+        for named in self.classifier:
+            path = read(module, named.lstrip("@").rstrip("?")) if named.startswith("@") else named
+            # with distillation there are two classifiers, of which the first is the class token's
+            path = path[0] if isinstance(path, tuple | list) and path else path
             try:
-                return find_module(module, path)[1]
+                if isinstance(path, str):
+                    return find_module(module, path)[1]
             except CamkitError:
                 continue
         return None
 
+    def reader(self, module: nn.Module) -> Reader:
+        """How the model's output is read."""
+        return Reader(self.output, classes=self._number(module, "class_count", self.class_count) != 0)
 
-@dataclass(frozen=True)
-class Resolved:
-    """An adapter with the reason why a model got it, in words for the user."""
+    def _number(self, module: nn.Module, key: str, value: int | str | None) -> int | None:
+        found = self._value(module, key, value)
+        if found is not None and not isinstance(found, int):
+            raise CamkitError(
+                f"The adapter {self.label} reads {value} as its {key}, which is {found!r} on this model, not a whole "
+                f"number."
+            )
+        return found
 
-    adapter: Adapter
-    rule: str
+    def _pair(
+        self, module: nn.Module, key: str, value: int | tuple[int, int] | str | None, *, square: bool = False
+    ) -> tuple[int, int] | None:
+        found = self._value(module, key, value)
+        sides = (found, found) if square and isinstance(found, int) else found
+        if sides is None:
+            return None
+        if not isinstance(sides, tuple | list) or len(sides) != 2:
+            raise CamkitError(
+                f"The adapter {self.label} reads {value} as its {key}, which is {found!r} on this model, not a height "
+                f"and a width."
+            )
+        return int(sides[0]), int(sides[1])
+
+    def _value(self, module: nn.Module, key: str, value: Any) -> Any:
+        return follow(module, value, f"The adapter {self.label}, {key},") if isinstance(value, str) else value
 
 
-class _AdapterFile(_Strict):
-    adapter: list[Adapter]
+def _runnable(module: nn.Module, path: str) -> tuple[str, nn.Module]:
+    """The module at a path; of a list of modules, which cannot run, the last."""
+    path = rules.last_part(module, path, (nn.ModuleList,))
+    return path, module.get_submodule(path)
 
 
-def load_adapters(path: Path) -> list[Adapter]:
-    """The adapters of a TOML file, in order.
-
-    Raises:
-        CamkitError: there is no such file, it is not TOML, or an entry does not follow the schema.
-    """
+def _find(module: nn.Module, wanted: str, names: list[str]) -> str:
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _AdapterFile(**content).adapter
-    except OSError as error:
-        raise CamkitError(f"The adapter file '{path}' cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CamkitError(f"The adapter file '{path}' is not valid TOML: {error}.") from None
-    except (ValidationError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        place = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise CamkitError(f"The adapter file '{path}' is wrong at {place}: {first['msg']}.") from None
-
-
-def find_adapter(module: nn.Module, given: Adapter | Path | str | None = None) -> Resolved | None:
-    """The adapter for a model: the one given, else from ``CAMKIT_ADAPTERS``, a third party, or camkit itself.
-
-    Raises:
-        CamkitError: an adapter was given and does not describe the model.
-    """
-    if isinstance(given, Adapter):
-        return Resolved(given, "given")
-    if given is not None:
-        path = Path(given)
-        reasons = []
-        for adapter in load_adapters(path):
-            reason = adapter.mismatch(module)
-            if reason is None:
-                return Resolved(adapter, f"given in {path.name}")
-            reasons.append(f"'{adapter.name}': {reason}")
-        raise CamkitError(
-            f"No adapter in '{path}' describes a {type(module).__name__}: {'; '.join(reasons) or 'it is empty'}."
-        )
-    for origin, path in _sources():
-        for adapter in load_adapters(path):
-            if adapter.mismatch(module) is None:
-                return Resolved(adapter, f"first match in {origin}")
-    return None
-
-
-def read(module: nn.Module, path: str, *, default: Any) -> Any:
-    """The attribute of a model at a dotted path; plain attribute access, nothing is called."""
-    value: Any = module
-    for part in path.split("."):
-        if isinstance(value, nn.Module | object) and hasattr(value, part):
-            value = getattr(value, part)
-        else:
-            return default
-    return value
-
-
-def _sources() -> Iterable[tuple[str, Path]]:
-    for listed in os.environ.get("CAMKIT_ADAPTERS", "").split(os.pathsep):
-        if listed:
-            yield f"{Path(listed).name} (CAMKIT_ADAPTERS)", Path(listed)
-    for distribution, path in registry().adapter_files():
-        shown = Path(path).name if distribution == FIRST_PARTY else f"{Path(path).name} of {distribution}"
-        yield shown, Path(path)
-
-
-def _find(module: nn.Module, wanted: str, names: list[str]) -> tuple[str, nn.Module]:
-    try:
-        return find_module(module, wanted)
+        return find_module(module, wanted)[0]
     except CamkitError as error:
         near = suggestion(wanted, names)
-        if near.startswith("did you mean"):
-            raise CamkitError(f"There is no layer '{wanted}'; {near}") from None
+        if near.startswith("did you mean") or re.fullmatch(r"stage\d", wanted):
+            raise CamkitError(f"There is no layer '{wanted}'; {near or f'choose one of {names}.'}") from None
         raise error
-
-
-def _number(module: nn.Module, value: int | str | None, adapter: str) -> int | None:
-    if value is None or isinstance(value, int):
-        return value
-    found = read(module, value[1:], default=None)
-    if not isinstance(found, int):
-        raise CamkitError(
-            f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a whole number."
-        )
-    return found
-
-
-def _pair(
-    module: nn.Module, value: int | tuple[int, int] | str | None, adapter: str, *, square: bool = False
-) -> tuple[int, int] | None:
-    found = read(module, value[1:], default=None) if isinstance(value, str) else value
-    if isinstance(value, str) and found is None:
-        raise CamkitError(f"The adapter '{adapter}' reads {value}, which this model does not have.")
-    sides = (found, found) if square and isinstance(found, int) else found
-    if sides is None:
-        return None
-    if not isinstance(sides, tuple | list) or len(sides) != 2:
-        raise CamkitError(
-            f"The adapter '{adapter}' reads {value}, which is {found!r} on this model, not a height and a width."
-        )
-    return int(sides[0]), int(sides[1])

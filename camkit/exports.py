@@ -26,9 +26,11 @@ Explain = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExportRequest:
     """One explanation, ready to be traced.
+
+    Several formats can be written from one request, which is then traced once.
 
     Attributes:
         explain: ``(images [B, C, H, W], class_index [B] int64) -> (logits [B, classes], maps [B, h, w] signed,
@@ -160,13 +162,14 @@ def request(
         explain=traceable(plan, function, question.options, question.probability),
         oracle=reference,
         image_shape=(example.shape[1], example.shape[2], example.shape[3]),
-        classes=forward.logits.shape[1],
+        classes=forward.features.shape[1],
         relu=relu,
         provenance={
             "model": explainer.spec or type(explainer.module).__name__,
             "weights": explainer.weights,
             "method": plan.names[0],
-            "class_specific": plan.methods[0].class_specific,
+            "class_specific": plan.methods[0].class_specific and "class_index" in function.inputs,
+            "output": "logits" if forward.reader.classes else "embedding",
             "options": dict(plan.options[0]),
             "target": target,
             "target_options": dict(question.options),

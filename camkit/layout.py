@@ -84,28 +84,30 @@ def resolve_layout(
     prefix: int | None = None,
     grid: tuple[int, int] | None = None,
     patch: tuple[int, int] | None = None,
+    stride: int | None = None,
     channels: int | None = None,
 ) -> Layout:
     """The layout of a layer whose output was measured to have `shape` for images of `image_size` (height, width).
 
-    `kind` is ``NCHW``, ``NHWC``, ``tokens`` or ``auto``. `prefix`, `grid`, `patch` (height and width in pixels) and
-    `channels` are what the adapter says; a statement about tokens is checked against the measured count, and only what
-    is consistent with it is used. The patch comes before the grid, which a model may keep from the size it was
-    trained at.
+    `kind` is ``NCHW``, ``NHWC``, ``tokens`` or ``auto``. `prefix`, `grid`, `patch` (height and width in pixels),
+    `stride` (pixels between positions) and `channels` are what the adapter says; a statement about tokens is checked
+    against the measured count, and only what is consistent with it is used. The patch comes before the grid, which a
+    model may keep from the size it was trained at.
 
     Raises:
         CamkitError: the output has no spatial positions, or the token count fits no grid.
     """
     if len(shape) == 3 and kind in ("auto", "tokens"):
         by_patch = (image_size[0] // patch[0], image_size[1] // patch[1]) if patch else None
-        return _tokens(shape[1], prefix, [by_patch, grid], image_size)
+        by_stride = (-(-image_size[0] // stride), -(-image_size[1] // stride)) if stride else None
+        return _tokens(shape[1], prefix, [by_patch, grid, by_stride], image_size)
     if len(shape) != 4 or kind == "tokens":
         raise CamkitError(
             f"The output of the target layer has shape {list(shape)}, which is not a map in the layout {kind}; "
             f"choose a layer that still has spatial positions (camkit doctor shows them)."
         )
     layout: Layout = (
-        NHWC() if kind == "NHWC" or (kind == "auto" and _channels_last(shape, image_size, channels)) else NCHW()
+        NHWC() if kind == "NHWC" or (kind == "auto" and channels_last(shape, image_size, channels)) else NCHW()
     )
     height, width = shape[1:3] if isinstance(layout, NHWC) else shape[2:4]
     if height * width == 1:
@@ -113,7 +115,8 @@ def resolve_layout(
     return layout
 
 
-def _channels_last(shape: tuple[int, ...], image_size: tuple[int, int], channels: int | None) -> bool:
+def channels_last(shape: tuple[int, ...], image_size: tuple[int, int], channels: int | None = None) -> bool:
+    """Whether a tensor of four dimensions is [B, h, w, K], by its channels or the proportions of the image."""
     if channels is not None and (shape[1] == channels) != (shape[3] == channels):
         return shape[3] == channels
     ratio = image_size[0] / image_size[1]

@@ -1,6 +1,6 @@
 """Models by name: a SPEC such as ``torchvision:resnet50`` becomes a model with its preprocessing and class names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,33 @@ class BuiltModel:
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
     probability: Probability | None = None
+
+
+@dataclass(frozen=True)
+class Representative:
+    """A model that stands for its family where adapters are measured.
+
+    Attributes:
+        name: as in a SPEC, after the colon.
+        family: what it stands for, such as ``resnet.ResNet``.
+        make: builds it with random weights, of a size that is quick to run.
+        shorten: builds it with fewer equal blocks, where exporting all of them would take long.
+        shortened: how, in words.
+    """
+
+    name: str
+    family: str
+    make: Callable[[], BuiltModel]
+    shorten: Callable[[], BuiltModel] | None = None
+    shortened: str = ""
+
+
+@runtime_checkable
+class Zoo(Protocol):
+    """A model source whose adapters can be measured family by family: a `ModelSource` may have this, too."""
+
+    def representatives(self) -> Sequence[Representative]:
+        """At least one model of each family."""
 
 
 @runtime_checkable

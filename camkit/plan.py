@@ -61,7 +61,7 @@ class Plan:
     def forward(self, images: Tensor) -> Forward:
         """The forward pass, with the head recorded if any method differentiates."""
         unique = {layer.path: layer for layer in self.layers}
-        cut = Cut(self.module, list(unique.values()), self.adapter.output)
+        cut = Cut(self.module, list(unique.values()), self.adapter.reader(self.module))
         return cut.forward(images, graph=self.needs_graph, observers=self.observers())
 
     def score(self, forward: Forward, question: Question, *, last: bool) -> Scored:
@@ -98,7 +98,10 @@ class Plan:
 def traceable(
     plan: Plan, target: TargetFunction, options: Mapping[str, Any], probability: str
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``."""
+    """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``.
+
+    Of a model without classes the logits are its embedding.
+    """
     if not all(method.traceable for method in plan.methods):
         method = next(method for method in plan.methods if not method.traceable)
         blocking = [quantity.name for quantity in method.quantities if not quantity.traceable]
@@ -107,10 +110,10 @@ def traceable(
 
     def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         forward = plan.forward(images)
-        explained = resolve_top(class_index, forward.logits)
+        explained = resolve_top(class_index, forward.features)
         question = Question(target, explained, {}, options, probability)
         scored = plan.score(forward, question, last=True)
         ((_, result),) = plan.results(forward, scored, checks=False)
-        return forward.logits.detach(), result.maps.detach(), explained
+        return forward.features.detach(), result.maps.detach(), explained
 
     return explain

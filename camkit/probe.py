@@ -2,29 +2,37 @@
 
 from torch import Tensor, nn
 
-from camkit.adapter import Adapter, Position, Resolved
+from camkit.adapter import Adapter, Position
+from camkit.adapter_files import Resolved
 from camkit.errors import CamkitError
+from camkit.rules import can_carry_a_map, last, stride_of
 from camkit.walk import LayerRecord, walk
+
+STAGES = {f"stage{number}": 2 ** (number + 1) for number in range(1, 5)}
 
 
 def probe(module: nn.Module, images: Tensor) -> Resolved:
     """An adapter made for this model: it cuts at the last layer with positions whose gradients are not zero.
 
+    Its ``stage1`` to ``stage4`` are the last such layers that divide the image's sides by 4, 8, 16 and 32.
+
     Raises:
         CamkitError: no layer qualifies; the sentence says which adapter facts to state.
     """
     seen = walk(module, images, gradients=True)
-    fit = [record for record in seen.layers if _can_carry_a_map(record)]
+    fit = [record for record in seen.layers if can_carry_a_map(record)]
     if not fit:
         raise CamkitError(
             f"No adapter describes a {type(module).__name__}, and none of its layers has positions with a gradient; "
             f"name a layer, or write an adapter (camkit doctor shows the layers)."
         )
-    chosen = _last(fit)
+    chosen = last(fit, seen)
+    size = (images.shape[2], images.shape[3])
+    strides = {stride: [record for record in fit if stride_of(record, size) == stride] for stride in STAGES.values()}
+    stages = {name: _position(last(strides[stride], seen)) for name, stride in STAGES.items() if strides[stride]}
     adapter = Adapter(
         name="probed",
-        targets={"last": Position(path=(chosen.path,))},
-        layout=chosen.layout if chosen.layout != "none" else "auto",
+        targets={"last": _position(chosen), **stages},
         prefix=chosen.prefix if chosen.layout == "tokens" else None,
         grid=chosen.grid if chosen.layout == "tokens" else None,
     )
@@ -33,17 +41,5 @@ def probe(module: nn.Module, images: Tensor) -> Resolved:
     return Resolved(adapter, rule)
 
 
-def _can_carry_a_map(record: LayerRecord) -> bool:
-    positions = record.grid[0] * record.grid[1] if record.grid else 0
-    share = record.gradient_share or 0.0
-    return bool(record.path) and record.calls == 1 and record.layout != "none" and positions > 1 and share > 0.5
-
-
-def _last(fit: list[LayerRecord]) -> LayerRecord:
-    # the walk lists layers in the order in which they start, so a container stands before its children although it
-    # ends after them: of the last layer's containers, the outermost with the same positions is the stage as a whole
-    last = fit[-1]
-    for record in fit:
-        if last.path.startswith(f"{record.path}.") and record.grid == last.grid and record.layout == last.layout:
-            return record
-    return last
+def _position(record: LayerRecord) -> Position:
+    return Position(path=(record.path,), layout=record.layout if record.layout != "none" else None)

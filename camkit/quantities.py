@@ -128,7 +128,7 @@ class Pass:
 
         `graph` records the head, `from_images` the whole model, so that gradients can be had.
         """
-        cut = Cut(self.module, [self.layer], self.adapter.output)
+        cut = Cut(self.module, [self.layer], self.adapter.reader(self.module))
         forward = cut.forward(images, graph=graph, from_images=from_images, observers=observers)
         question = self.scored.question.repeated(images.shape[0] // self.scored.scores.shape[0])
         with torch.set_grad_enabled(graph or from_images):

@@ -38,7 +38,7 @@ _PARSERS = {
     "decomposition": None,
     "exporter": "camkit.exports:Exporter",
 }
-_ADAPTER_READER = "camkit.adapter:load_adapters"
+_ADAPTER_READER = "camkit.adapter_files:load_adapters"
 _HOOKS = {kind: f"camkit_{kind[:-1]}ies" if kind.endswith("y") else f"camkit_{kind}s" for kind in _PARSERS}
 
 

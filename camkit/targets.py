@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from camkit.registry import Registry
 
 # What a target function can ask for beside its own inputs: the logits [B, classes], their probabilities (softmax or
-# sigmoid, as the model has it), the logits of every pixel [B, classes, h, w], and the model's output as it is.
+# sigmoid, as the model has it), the features [B, D] (the logits, or a model's embedding as one vector per image), the
+# logits of every pixel [B, classes, h, w], and the model's output as it is.
 OUTPUT_TYPES: dict[str, object] = {
     "logits": Tensor,
+    "features": Tensor,
     "probabilities": Tensor,
     "dense_logits": Tensor,
     "output": Any,
@@ -95,7 +97,7 @@ class Question:
         asks = self.function.signature.asks
         logits = single(forward.logits if logits is None else logits)
         if {"logits", "probabilities"} & set(asks) and logits.shape[1] == 0:
-            raise no_logits(forward.output)
+            raise no_scores(forward)
         if "dense_logits" in asks and forward.dense_logits is None:
             raise CamkitError(
                 f"The target '{self.function.name}' needs logits for every pixel, [batch, classes, height, width], "
@@ -103,6 +105,8 @@ class Question:
             )
         available: dict[str, Any] = {**self.inputs, "class_index": self.class_index, "output": forward.output}
         available |= {"logits": logits}
+        if "features" in asks:
+            available["features"] = logits if logits.shape[1] else single(forward.features)
         if forward.dense_logits is not None:
             # a sum over an image's pixels overflows in half precision
             available["dense_logits"] = single(forward.dense_logits)
@@ -121,6 +125,20 @@ class Question:
         """The same question about `times` copies of the batch, one copy after the other."""
         inputs = {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in self.inputs.items()}
         return replace(self, class_index=self.class_index.repeat(times), inputs=inputs)
+
+
+def no_scores(forward: Forward) -> CamkitError:
+    """The error for a class that was asked of a model without class scores."""
+    if forward.reader.classes:
+        return no_logits(forward.output)
+    from camkit.registry import registry
+
+    functions: list[TargetFunction] = registry().values("target")
+    fit = [one.name for one in functions if "features" in one.signature.asks]
+    return CamkitError(
+        f"The model gives an embedding [batch, {forward.features.shape[1]}] and no class scores; choose a target that "
+        f"needs none: {' or '.join(fit)}."
+    )
 
 
 def probabilities(logits: Tensor, kind: str) -> Tensor:
@@ -175,7 +193,7 @@ class Target:
         if forward.logits.shape[1] > 0:
             class_index = self.resolve(forward.logits)
         elif "class_index" in function.inputs:
-            class_index = self._given(batch, device, no_logits(forward.output))
+            class_index = self._given(batch, device, no_scores(forward))
         else:
             class_index = torch.zeros(batch, dtype=torch.int64, device=device)
         known = [name for name in function.inputs if name != "class_index"]
@@ -238,8 +256,8 @@ def parse_targets(given: Any, class_names: Sequence[str] | None, functions: Sequ
     """Targets from what a user wrote, and whether several were asked for (then a list of Explanations is returned).
 
     Accepted are ``"top"``, ``"top-3"``, ``"last"``, a class index, a class name, ``"function:class"`` such as
-    ``"counterfactual:top"``, a tensor [B] of class indices, a callable from the model's output to scores [B], a
-    `Target`, and lists of these.
+    ``"counterfactual:top"``, a function alone (of the top class, where it is of a class), a tensor [B] of class
+    indices, a callable from the model's output to scores [B], a `Target`, and lists of these.
 
     Raises:
         CamkitError: a class or target function is not known; the nearest names are suggested.
@@ -300,6 +318,8 @@ def _parse_text(text: str, class_names: Sequence[str] | None, functions: Sequenc
         return [Target(class_index=Rank(place), label=f"top {place + 1}") for place in places], True
     if re.fullmatch(r"-?\d+", text):
         return [_numbered(int(text), class_names)], False
+    if text in functions and text not in names:
+        return [Target(text, label=text)], False
     for index, name in enumerate(names):
         # ImageNet's names are lists of synonyms, "tabby, tabby cat"
         if text.lower() in (name.lower(), *(synonym.strip().lower() for synonym in name.split(","))):

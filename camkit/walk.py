@@ -3,19 +3,20 @@
 The summary, the doctor and the choice of a layer are views of this one walk.
 """
 
+import heapq
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from camkit.cut import lock, unwrap
+from camkit.cut import frozen, lock, unwrap
 from camkit.errors import CamkitError, unknown
 
 Layout = Literal["NCHW", "NHWC", "tokens", "none"]
@@ -47,6 +48,7 @@ class LayerRecord:
         gradient_share: fraction of positions, without prefix tokens, where the gradient of the class score is not zero;
             None in a walk without gradients.
         peak_gradient: largest absolute gradient anywhere in the output; None in a walk without gradients.
+        is_cut: whether all that the score takes from the image passes through this output; None likewise.
     """
 
     path: str
@@ -66,6 +68,7 @@ class LayerRecord:
     peak_activation: float | None
     gradient_share: float | None
     peak_gradient: float | None
+    is_cut: bool | None
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ def walk(module: nn.Module, images: Tensor, *, gradients: bool = False, class_in
     training = module.training
     tracks = {path: _Track() for path, _ in module.named_modules()}
     explained: tuple[int, ...] = ()
+    cuts: set[Any] = set()
     with ExitStack() as stack:
         stack.enter_context(lock(module))
         stack.enter_context(_evaluation_mode(module))
-        stack.enter_context(_uncompiled(module))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(gradients))
+        # the graph then holds what comes from the image, and nothing that comes from parameters alone
+        if gradients:
+            stack.enter_context(frozen(module))
         watch = _Watch(tracks, tuple(images.shape), gradients)
         stack.callback(watch.detach)
         watch.attach(module)
@@ -124,10 +130,11 @@ def walk(module: nn.Module, images: Tensor, *, gradients: bool = False, class_in
             raise CamkitError(_failure(watch.running, images, error)) from error
         if gradients:
             score, explained = _class_score(output, class_index)
+            cuts = _cuts(score)
             watch.forward = False
             _backward(score, leaf)
     return Walk(
-        layers=_records(module, tracks, gradients),
+        layers=_records(module, tracks, gradients, cuts),
         input_shape=tuple(images.shape),
         input_bytes=images.numel() * images.element_size(),
         gradients=gradients,
@@ -151,6 +158,8 @@ class _Track:
     peak_activation: float | None = None
     gradients: dict[int, tuple[float, float]] = field(default_factory=dict)
     """By call: the share of positions with a gradient, and the largest absolute gradient."""
+    node: Any = None
+    """Where the autograd graph has the output of the last call."""
 
 
 def _check(module: nn.Module, images: Tensor, gradients: bool) -> None:
@@ -177,16 +186,6 @@ def _evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, flag in before:
             part.training = flag
-
-
-@contextmanager
-def _uncompiled(module: nn.Module) -> Iterator[None]:
-    """Runs compiled parts as they were written: compiled code passes by hooks or is compiled anew for them."""
-    if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in module.modules()):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
 
 
 class _Watch:
@@ -240,6 +239,8 @@ class _Watch:
         replaced = first is output and first._is_view()
         watched = first.clone() if replaced else first
         watched.register_hook(partial(_write_gradient, track, track.calls))
+        if self.forward:
+            track.node = watched.grad_fn
         return watched if replaced else None
 
     def _write_down(self, track: _Track, output: object, first: Tensor | None) -> None:
@@ -256,6 +257,8 @@ class _Watch:
 
 
 def _write_gradient(track: _Track, call: int, gradient: Tensor) -> None:
+    if call != track.calls:
+        return  # what is known of the layer is of its last call
     there = gradient.detach() != 0
     if track.layout == "NCHW":
         there = there.any(dim=1)
@@ -367,7 +370,31 @@ def _failure(running: list[str], images: Tensor, error: Exception) -> str:
     return f"The model cannot run on images {list(images.shape)}: it fails{place} with: {_first_line(error)}."
 
 
-def _records(module: nn.Module, tracks: dict[str, _Track], gradients: bool) -> tuple[LayerRecord, ...]:
+def _cuts(score: Tensor) -> set[Any]:
+    """The nodes of the autograd graph that every path from the score to the image passes through."""
+    # the larger its number, the later a node was made: taken in this order, none is reached again after it was left
+    found: set[Any] = set()
+    waiting: list[tuple[int, int, Any]] = []
+    seen: set[Any] = set()
+
+    def add(node: Any) -> None:
+        if node is not None and node not in seen:
+            seen.add(node)
+            heapq.heappush(waiting, (-node._sequence_nr(), len(seen), node))
+
+    add(score.grad_fn)
+    while waiting:
+        *_, node = heapq.heappop(waiting)
+        if not waiting:
+            found.add(node)
+        # the image itself has the largest number, and is where all paths end
+        for following, _ in node.next_functions:
+            if following is not None and following.next_functions:
+                add(following)
+    return found
+
+
+def _records(module: nn.Module, tracks: dict[str, _Track], gradients: bool, cuts: set[Any]) -> tuple[LayerRecord, ...]:
     parts = dict(module.named_modules())
     # sorted keeps the order of definition among those that never ran
     paths = sorted(parts, key=lambda path: tracks[path].started if tracks[path].calls else float("inf"))
@@ -397,6 +424,7 @@ def _records(module: nn.Module, tracks: dict[str, _Track], gradients: bool) -> t
                 peak_activation=track.peak_activation,
                 gradient_share=share,
                 peak_gradient=peak,
+                is_cut=track.node in cuts if gradients else None,
             )
         )
     return tuple(records)

@@ -10,7 +10,7 @@ from torch import nn
 
 import zoo
 from camkit import Adapter, Explainer
-from camkit.adapter import find_adapter, load_adapters
+from camkit.adapter_files import find_adapter, load_adapters
 from camkit.cut import find_module
 from camkit.layout import NCHW, NHWC, Tokens, resolve_layout
 from camkit.testing import Oracle, assert_agrees
@@ -85,7 +85,7 @@ def test_every_field_is_read(write):
     )
     assert adapter.classes == ("VisionTransformer", "Eva")
     assert adapter.class_of == {"blocks.-1": ("Block",)}
-    assert (adapter.prefix, adapter.grid, adapter.channels) == ("@num_prefix_tokens", (6, 6), "@embed_dim")
+    assert (adapter.prefix, adapter.grid, adapter.channels) == ("@num_prefix_tokens", (6, 6), ("@embed_dim",))
     assert adapter.targets["last"].path == ("norm", "blocks.-1")
     assert (adapter.targets["early"].layout, adapter.targets["early"].element) == ("NHWC", 1)
     assert (adapter.output, adapter.probability) == ("logits", "sigmoid")
@@ -271,7 +271,7 @@ def test_a_target_with_several_paths_takes_the_first_that_exists(random_model):
     model = random_model(RESNET)
     adapter = Adapter(name="x", targets={"last": ["blocks.-1", "layer3", "layer4"], "none": "blocks.-1"})
     assert adapter.layer(model).path == "layer3"
-    with zoo.refused("puts the target 'none' at blocks.-1", "which this model does not have"):
+    with zoo.refused("puts the target 'none' at blocks.-1", "a ResNet does not have; correct targets.none"):
         adapter.layer(model, "none")
     with zoo.refused("'bare' names no target layer"):
         Adapter(name="bare").layer(model)
@@ -290,7 +290,7 @@ def test_references_are_read_off_the_model_and_checked(random_model):
     assert layout(prefix="@num_prefix_tokens", grid="@patch_embed.grid_size") == expected
     assert layout(prefix=4, grid=(6, 6)) == layout(prefix=4) == expected
     for facts, words in [
-        ({"prefix": "@no_such"}, ["@no_such", "None", "not a whole number"]),
+        ({"prefix": "@no_such"}, ["'x', prefix, reads @no_such", "does not have", "@no_such? if it may be missing"]),
         ({"prefix": "@global_pool"}, ["'token'", "not a whole number"]),
         ({"grid": "@embed_dim"}, ["@embed_dim", "24", "not a height and a width"]),
     ]:
@@ -445,10 +445,11 @@ def test_channels_last_features_are_recognised_by_their_shape(size):
     assert_agrees(found.logits, found.maps, reference, size, relu=False)
 
 
-def test_swin_of_timm_without_an_adapter_is_probed():
+def test_swin_without_an_adapter_is_probed(monkeypatch):
     model = zoo.randomised(
         timm.models.SwinTransformer(64, 4, embed_dim=12, depths=(2, 2), num_heads=(2, 2), window_size=4, num_classes=10)
     )
+    monkeypatch.setattr("camkit.adapter_files._sources", lambda: ())
     assert find_adapter(model) is None
     explainer = Explainer(zoo.watch(model))
     found = explainer(zoo.images(2, 64), target=3, relu=False)

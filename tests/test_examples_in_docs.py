@@ -13,7 +13,7 @@ from PIL import Image
 
 import camkit
 from camkit import plugin
-from camkit.adapter import load_adapters
+from camkit.adapter_files import load_adapters
 from camkit.attacks import Attack
 from camkit.cli import app
 from camkit.evaluate import Metric

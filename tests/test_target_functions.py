@@ -538,6 +538,7 @@ def test_a_score_that_does_not_hang_on_the_layer_is_refused(random_model):
 def test_every_target_function_is_registered_and_says_what_it_needs():
     functions = {name: registry().get("target", name).inputs for name in registry().names("target")}
     assert functions == {
+        "embedding": (),
         "class": ("class_index",),
         "counterfactual": ("class_index",),
         "probability": ("class_index",),

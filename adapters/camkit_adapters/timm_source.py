@@ -1,18 +1,24 @@
 """``timm:NAME``: models of timm with the data configuration and labels of their pretrained weights."""
 
 import math
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from camkit import plugin
 from camkit.errors import CamkitError, unknown
-from camkit.models import BuiltModel
+from camkit.models import BuiltModel, Representative
 from camkit.preprocessing import Preprocessing
 from camkit_adapters.download import downloading
 
 HUB_PREFIX = "hf-hub:"
 SECONDS_WITHOUT_ANSWER = 5.0
+FAMILIES = Path(__file__).with_name("families") / "timm.toml"
+CLASSES = 37
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -28,6 +34,11 @@ class TimmSource:
         import timm
 
         return [*timm.list_models(), *timm.list_models(pretrained=True)]
+
+    def representatives(self) -> Sequence[Representative]:
+        """The smallest model of every class, as listed in ``families/timm.toml``."""
+        listed = tomllib.loads(FAMILIES.read_text(encoding="utf-8"))
+        return [_representative(family, **entry) for family, entry in listed.items()]
 
     def build(self, name: str, *, pretrained: bool, num_classes: int | None) -> BuiltModel:
         """The model of that name, with the preprocessing of its pretrained weights."""
@@ -47,6 +58,35 @@ class TimmSource:
         config: Mapping[str, Any] = module.pretrained_cfg
         names = _class_names(config) if module.num_classes == config["num_classes"] else None
         return BuiltModel(module.eval(), preprocessing_of(config), names)
+
+
+def _representative(
+    family: str,
+    *,
+    model: str,
+    size: int,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    short: Mapping[str, Any] = MappingProxyType({}),
+) -> Representative:
+    return Representative(
+        name=model,
+        family=family,
+        make=partial(_represent, model, size, options),
+        shorten=partial(_represent, model, size, {**options, **short}) if short else None,
+        shortened=", ".join(f"{key} = {value}" for key, value in short.items()),
+    )
+
+
+def _represent(name: str, side: int, options: Mapping[str, Any]) -> BuiltModel:
+    """A small build of a model for square images of `side` pixels, with classes if it can have any."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    chosen = {"num_classes": CLASSES, **options}
+    resized = config is not None and config.fixed_input_size and config.input_size[-1] != side
+    module = timm.create_model(name, **chosen, **({"img_size": side} if resized else {}))
+    preprocessing = preprocessing_of(module.pretrained_cfg).with_overrides(None, None, (side, side))
+    return BuiltModel(module.eval(), preprocessing)
 
 
 def preprocessing_of(pretrained_config: Mapping[str, Any]) -> Preprocessing:

@@ -1,6 +1,5 @@
 """The command ``camkit``: commands are entry points of the group ``camkit.commands``, loaded when they are called."""
 
-import inspect
 import sys
 import warnings
 from importlib.metadata import EntryPoint
@@ -9,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from camkit.cli.printing import line
+from camkit.cli.printing import line, paragraphs
 from camkit.errors import CamkitError, CamkitWarning, unknown
 from camkit.registry import FIRST_PARTY, commands
 from camkit.version import __version__
@@ -94,17 +93,15 @@ def _command(entry: EntryPoint) -> Any:
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     try:
         function = entry.load()
-        alone.command(entry.name, help=_paragraphs(function.__doc__ or ""))(function)
+        # a command that has commands of its own is an app already
+        if isinstance(function, typer.Typer):
+            return typer.main.get_command(function)
+        alone.command(entry.name, help=paragraphs(function.__doc__))(function)
         return typer.main.get_command(alone)
     except (Exception, SystemExit) as error:
         raise CamkitError(
             f"The command '{entry.name}' of {_distribution(entry)} cannot be loaded: {type(error).__name__}: {error}."
         ) from None
-
-
-def _paragraphs(text: str) -> str:
-    """The text with each paragraph on one line, which the help page then breaks where the screen ends."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 def _distribution(entry: EntryPoint) -> str:

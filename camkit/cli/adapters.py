@@ -1,42 +1,63 @@
-"""``camkit adapters``: the installed adapters, or the adapter, layer and layout that a model gets and by which rule."""
+"""``camkit adapters``: the installed adapters, or what a model gets; its subcommands check, suggest and measure."""
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from camkit.cli import printing
+from camkit.cli.adapters_check import check
+from camkit.cli.adapters_suggest import suggest
+from camkit.cli.adapters_sweep import sweep
 from camkit.cli.options import ModelOptions, with_model
 from camkit.cli.plugins import print_broken
 from camkit.errors import CamkitError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @with_model(required=False)
 def adapters(
     options: ModelOptions,
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of adapter files.")] = False,
 ) -> None:
     """List the adapters, or show what a model gets and by which rule.
 
     With --model: the adapter that describes the model, the rule by which it was found, and the layer and layout that
-    its maps are taken from.
+    its maps are taken from. No weights are loaded for that, unless a checkpoint is given.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if schema:
+        from camkit.adapter_files import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+        return
     found = _resolve(options) if options.model else _installed()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif isinstance(found, dict):
         table = Table(show_header=False, box=None)
         for key, value in found.items():
-            table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
+            if value is not None:
+                table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
         table.columns[0].style = "bold"
         printing.console().print(table)
     else:
         _print(found)
 
 
+app.callback(invoke_without_command=True, help=printing.paragraphs(adapters.__doc__))(adapters)
+for command in (check, suggest, sweep):
+    app.command(command.__name__, help=printing.paragraphs(command.__doc__))(command)
+
+
 def _installed() -> list[dict[str, Any]]:
-    from camkit.adapter import load_adapters
+    from camkit.adapter_files import load_adapters
     from camkit.registry import registry
 
     return [
@@ -69,26 +90,32 @@ def _resolve(options: ModelOptions) -> dict[str, Any]:
     from camkit.cli.walking import example_images
     from camkit.walk import walk
 
-    explainer, loaded = options.explainer()
+    # where a model is cut does not depend on its weights
+    explainer, loaded = replace(
+        options, weights="none" if options.weights == "default" else options.weights
+    ).explainer()
     example = example_images(explainer, loaded, None)
     height, width = example.shape[2:]
     resolved = explainer.resolve(example)
-    layer = resolved.adapter.layer(explainer.module)
+    layer = resolved.adapter.layer(explainer.module, images=example)
     shape = walk(explainer.module, example).layer(layer.path).shape
     if shape is None:
         raise CamkitError(f"The layer '{layer.path}' never runs in a forward pass; state another in the adapter.")
     layout = resolved.adapter.layout_of(explainer.module, layer, shape, (height, width))
     classifier = resolved.adapter.find_classifier(explainer.module)
     _, channels, rows, columns = layout.to_maps(torch.zeros(shape)).shape
+    reader = resolved.adapter.reader(explainer.module)
     return {
         "model": f"{loaded.spec} ({type(explainer.module).__module__}.{type(explainer.module).__name__})",
         "adapter": resolved.adapter.name,
         "rule": resolved.rule,
+        "note": resolved.adapter.note,
         "layer": layer.path,
         "layout": str(layout),
         "map": f"{rows}x{columns}, {channels} channels",
         "classifier": type(classifier).__name__ if classifier is not None else "not named",
-        "probability": explainer.probability,
+        "output": "class scores" if reader.classes else "an embedding (--target embedding)",
+        "probability": explainer.probability if reader.classes else None,
         "input": f"{height}x{width}",
         "layers": list(resolved.adapter.targets),
     }

@@ -1,5 +1,6 @@
 """How commands print: names and paths as they are, and tables that a pipe does not cut."""
 
+import inspect
 import os
 import sys
 
@@ -24,6 +25,11 @@ def line(text: str, *, label: str = "", style: str = "", stderr: bool = False) -
     if label:
         out.print(f"{label}: ", style=style, end="")
     out.print(text, soft_wrap=True)
+
+
+def paragraphs(text: str | None) -> str:
+    """A docstring with each paragraph on one line, which a help page then breaks where the screen ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text or "").split("\n\n"))
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -25,4 +25,4 @@ def example_images(explainer: "Explainer", loaded: "LoadedModel", image: str | N
 def chosen_layer(explainer: "Explainer", images: Tensor) -> str:
     """The path of the layer at which the model would be explained."""
     wanted = explainer.layer if isinstance(explainer.layer, str) else None
-    return explainer.resolve(images).adapter.layer(explainer.module, wanted).path
+    return explainer.resolve(images).adapter.layer(explainer.module, wanted, images).path

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from camkit.cut import Forward, read_logits
+from camkit.cut import Forward, element
 from camkit.errors import CamkitError
 from camkit.explain import AnyMethod, Explainer
 from camkit.injection import own_options
@@ -67,7 +67,7 @@ class Oracle:
         kept: dict[str, Tensor] = {}
 
         def keep(child: nn.Module, inputs: Any, output: Any) -> Any:
-            tensor = output if isinstance(output, Tensor) else output[layer.element]
+            tensor = element(output, layer)
             kept[layer.path] = tensor
             # an in-place operation behind the layer must not reach what was kept
             return tensor.clone() if isinstance(output, Tensor) else None
@@ -89,15 +89,20 @@ class Oracle:
                 observers = self.plan.observers()
                 seen = [stack.enter_context(observer) for observer in observers]
                 output = module(inputs)
-                logits, dense_logits = read_logits(output, self.plan.adapter.output, len(images))
+                reader = self.plan.adapter.reader(module)
+                logits, dense_logits = reader.logits(output, len(images))
                 observed = {type(observer): found for observer, found in zip(observers, seen, strict=True)}
-                forward = Forward(inputs, output, logits, kept, dense_logits, observed)
+                forward = Forward(inputs, output, logits, kept, dense_logits, observed, reader)
                 question = target.question(forward, self.options, self.probability)
                 scored = self.plan.score(forward, question, last=True)
                 ((_, result),) = self.plan.results(forward, scored, plain=True)
         finally:
             handle.remove()
-        return Reference(logits.detach(), result.maps.detach(), question.class_index)
+        return Reference(
+            forward.features.detach() if reader.classes is False else logits.detach(),
+            result.maps.detach(),
+            question.class_index,
+        )
 
 
 def _first(layer: Any) -> str | None:

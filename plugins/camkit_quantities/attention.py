@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from types import FunctionType
 from typing import Any
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from camkit import plugin
 from camkit.contracts import Attention
-from camkit.cut import Cut, Layer, read_logits, replay
+from camkit.cut import Cut, Layer, replay
 from camkit.errors import CamkitError
 from camkit.layout import Tokens
 from camkit.precision import single
@@ -249,7 +249,7 @@ def layer_attention_gradients(this: Pass) -> tuple[Tensor, ...]:
     count = len(_global_attention(this)[0])
     blocks = _Blocks(this.module)
     # no target layer: the recording begins at the first attention
-    cut = Cut(this.module, [], this.adapter.output)
+    cut = Cut(this.module, [], this.adapter.reader(this.module))
     weights = cut.forward(this.scored.forward.images, graph=True, observers=[blocks]).observed[_Blocks]
     found = [blocks.found[index] for index in range(count) if index in blocks.found]
     follow = all(later[1] is earlier[2] for earlier, later in pairwise(found))
@@ -277,6 +277,4 @@ def _tail_scores(this: Pass, last: nn.Module, tokens: Sequence[Tensor]) -> Tenso
     means = torch.cat([each.mean(dim=1, keepdim=True).expand_as(each) for each in tokens])
     path = next(name for name, module in this.module.named_modules() if module is last)
     output = replay(this.module, forward.images.detach(), Layer(path, path, last), means)
-    logits, dense_logits = read_logits(output, this.adapter.output, means.shape[0])
-    own = replace(forward, output=output, logits=logits, dense_logits=dense_logits)
-    return this.scored.question.repeated(times).scores(own)
+    return this.scored.question.repeated(times).scores(forward.with_output(output, means.shape[0]))

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from camkit import plugin
 from camkit.chunks import in_chunks
 from camkit.contracts import Head, Make
-from camkit.cut import frozen, lock, read_logits, replay
+from camkit.cut import frozen, lock, replay
 from camkit.errors import CamkitWarning
 from camkit.head import NoHead, head_graph
 from camkit.precision import single
@@ -46,8 +45,7 @@ class _Head:
         forward = self.this.scored.forward
         times = len(activations) // self.batch
         output = run(self.this.layout.from_maps(activations.to(self.original.dtype), self.original))
-        logits, dense_logits = read_logits(output, self.this.adapter.output, len(activations))
-        found = replace(forward, output=output, logits=logits, dense_logits=dense_logits)
+        found = forward.with_output(output, len(activations))
         return single(self.this.scored.question.repeated(times).scores(found))
 
     def _full_run(self, output: Tensor) -> Any:

@@ -8,11 +8,11 @@ from camkit.errors import CamkitError
 
 
 @plugin.target("similarity", inputs=("embedding",))
-def similarity(logits: Tensor, embedding: Tensor) -> Tensor:
+def similarity(features: Tensor, embedding: Tensor) -> Tensor:
     """The cosine of the angle between the model's output [B, D] and a given embedding [B, D], from -1 to 1."""
-    if embedding.shape != logits.shape:
+    if embedding.shape != features.shape:
         raise CamkitError(
             f"The target's input 'embedding' has shape {list(embedding.shape)}; the model's output has shape "
-            f"{list(logits.shape)}, and the embedding must have the same."
+            f"{list(features.shape)}, and the embedding must have the same."
         )
-    return F.cosine_similarity(logits, embedding.to(logits.dtype), dim=1)
+    return F.cosine_similarity(features, embedding.to(features.dtype), dim=1)

@@ -1,0 +1,323 @@
+"""The conformance kit for adapters: what an adapter says of a model, held against the model.
+
+Each promise is checked by itself, so that one report tells all that is wrong.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from camkit.cut import Cut, Layer
+from camkit.errors import CamkitError, CamkitWarning
+from camkit.explain import Explainer
+from camkit.explanation import Explanation
+from camkit.layout import Layout
+from camkit.registry import registry
+from camkit.targets import Target
+from camkit.testing.equality import assert_informative, relative_error, tolerance
+from camkit.testing.oracle import Oracle, Reference
+from camkit.walk import walk
+
+PROMISES = (
+    "the layer runs once",
+    "the layout is right",
+    "the gradient is not zero",
+    "eager equals the oracle",
+    "other named layers can be explained",
+    "exports equal the oracle",
+)
+# An occluder is put at so many places down and across.
+PLACES = 4
+# What the correlation of its place with that of the change must be; a grid that is read with height and width exchanged
+# has at most half of it.
+LEAST_CORRELATION = 0.8
+# How much of the change must depend on where the occluder is for the layout to be judged by it: layers that mix all
+# positions were measured to have at most 0.1, others 0.4 and more.
+LEAST_CONTRAST = 0.15
+# How far rounding may move a hidden value, as a shift of images with a deviation of 1.
+_ROUNDING = 1e-6
+
+
+@dataclass
+class AdapterReport:
+    """What was found of one model and its adapter.
+
+    Attributes:
+        adapter, rule: the adapter's name, and how the model got it.
+        layer: path of the target layer.
+        layout: how its output is read.
+        grid: the map's height and width; channels: its depth.
+        gradient_share: the share of the map's positions with a gradient.
+        follows: the correlation of an occluder's place in the image with that of the change in the activations.
+        contrast: the share of that change that depends on where the occluder is.
+        error: the largest error of the map against the float64 oracle, relative to the map's largest value.
+        layers: for each other named target its path, or why it cannot be had.
+        exports: for each format ``""``, or why the export failed.
+        kept: by promise, what was measured.
+        failures: by promise, the sentence that says how it is broken.
+        remarks: what is worth knowing and breaks no promise.
+    """
+
+    adapter: str = ""
+    rule: str = ""
+    layer: str = ""
+    layout: str = ""
+    grid: tuple[int, int] = (0, 0)
+    channels: int = 0
+    gradient_share: float = 0.0
+    follows: float = 0.0
+    contrast: float = 0.0
+    error: float = float("nan")
+    layers: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise that was checked is kept."""
+        return not self.failures
+
+
+def check_adapter(
+    explainer: Explainer,
+    images: Tensor,
+    *,
+    target: str | None = None,
+    exports: bool = True,
+    progress: Callable[[str], None] = lambda promise: None,
+) -> AdapterReport:
+    """Checks what an adapter says of a model; run it in a test of your adapter file.
+
+    The promises: the adapter describes the model; its layer exists and runs once; the layout is right (an occluder
+    that moves over the image moves the change in the activations with it); most positions have a gradient; Grad-CAM
+    equals the float64 oracle; every other named layer can be explained; the explanation can be exported to every
+    format and agrees with the oracle there.
+
+    Args:
+        explainer: the model with its adapter, in float32.
+        images: [B, C, H, W], two at least.
+        target: the target function; by default ``class`` of class 1, or ``embedding`` for a model without classes.
+        exports: whether to export, which takes longest.
+        progress: is told the promise that is checked next.
+
+    Returns:
+        The report; a promise that hangs on a broken one is left out.
+    """
+    check = _Check(explainer, images, target, AdapterReport())
+    steps: list[Callable[[], str]] = [
+        check.layer_runs_once,
+        check.layout_is_right,
+        check.gradient_is_not_zero,
+        check.equals_the_oracle,
+        check.named_layers_can_be_explained,
+        check.exports_equal_the_oracle,
+    ]
+    for promise, step in zip(PROMISES if exports else PROMISES[:-1], steps, strict=False):
+        progress(promise)
+        try:
+            with _quiet():
+                check.report.kept[promise] = step()
+        except (CamkitError, AssertionError) as error:
+            check.report.failures[promise] = str(error)
+            break
+    return check.report
+
+
+class _Check:
+    def __init__(
+        self,
+        explainer: Explainer,
+        images: Tensor,
+        target: str | None,
+        report: AdapterReport,
+    ) -> None:
+        self.explainer, self.images, self.report = explainer, images, report
+        self.target = Target(target or "class", class_index=1)
+        self.given = target
+        self.layer = Layer("", "", explainer.module)
+        self.size = (images.shape[2], images.shape[3])
+
+    def layer_runs_once(self) -> str:
+        resolved = self.explainer.resolve(self.images)
+        adapter, module = resolved.adapter, self.explainer.module
+        self.report.adapter, self.report.rule = adapter.name, resolved.rule
+        if adapter.note:
+            self.report.remarks.append(adapter.note)
+        if not adapter.reader(module).classes and self.given is None:
+            self.target = Target("embedding")
+        self.layer = adapter.layer(module, images=self.images)
+        self.report.layer = self.layer.path
+        calls = walk(module, self.images[:1]).layer(self.layer.path).calls
+        if calls != 1:
+            raise AssertionError(
+                f"The layer '{self.layer.path}' runs {calls} times in a forward pass; a target layer runs once."
+            )
+        return self.layer.path
+
+    def layout_is_right(self) -> str:
+        output = self._output(self.images)
+        layout = self._layout(output)
+        maps = layout.to_maps(output)
+        self.report.layout = str(layout)
+        self.report.channels, self.report.grid = maps.shape[1], (maps.shape[2], maps.shape[3])
+        self.report.follows, self.report.contrast = self._follow_an_occluder(layout, maps)
+        if self.report.follows >= LEAST_CORRELATION:
+            pass
+        elif self.report.contrast < LEAST_CONTRAST:
+            self.report.remarks.append(
+                f"the layer mixes all positions (an occluder's place changes {self.report.contrast:.1%} of what it "
+                f"changes), so the layout is not confirmed by occlusion"
+            )
+        else:
+            raise AssertionError(
+                f"Read as {layout}, the change in the activations at '{self.layer.path}' does not go where an occluder "
+                f"goes in the image (correlation {self.report.follows:.2f}, {LEAST_CORRELATION} is expected); correct "
+                f"layout, prefix, patch or grid."
+            )
+        return f"{layout}, {maps.shape[2]}x{maps.shape[3]}, {maps.shape[1]} channels"
+
+    def gradient_is_not_zero(self) -> str:
+        adapter, module = self.explainer.resolve(self.images).adapter, self.explainer.module
+        forward = Cut(module, [self.layer], adapter.reader(module)).forward(self.images, graph=True)
+        with torch.enable_grad():
+            scores = self.target.question(forward, {}, self.explainer.probability).scores(forward)
+        gradient = forward.gradients(scores, retain_graph=False)[self.layer.path]
+        share = float((self._layout(gradient).to_maps(gradient) != 0).any(dim=1).float().mean())
+        self.report.gradient_share = share
+        if share < 0.5:
+            raise AssertionError(
+                f"Only {share:.0%} of the positions of '{self.layer.path}' have a gradient; choose a layer further "
+                f"from the output (camkit doctor shows the gradient of every layer)."
+            )
+        return f"at {share:.0%} of the positions"
+
+    def equals_the_oracle(self) -> str:
+        explanation: Explanation = self.explainer(self.images, target=self.target, relu=False)
+        oracle = Oracle(self.explainer, self.images, target=self.target)
+        reference = oracle(self.images, explanation.targets)
+        assert_informative(reference, self.size)
+        errors = relative_error(explanation.maps.cpu(), reference.maps.cpu())
+        smooth = ~self._jumps(oracle, reference, errors > tolerance(0.0), explanation.targets)
+        self.report.error = float(errors[smooth].max()) if bool(smooth.any()) else float("nan")
+        if not bool(smooth.all()):
+            self.report.remarks.append(
+                f"at {int((~smooth).sum())} of {len(smooth)} images the map itself jumps within rounding; left out"
+            )
+        if not self.report.error <= 1e-3:
+            raise AssertionError(
+                f"The map differs from the float64 oracle by {self.report.error:.1e} of its largest value; 1e-3 is "
+                f"allowed."
+            )
+        return f"within {self.report.error:.1e}"
+
+    def named_layers_can_be_explained(self) -> str:
+        adapter = self.explainer.resolve(self.images).adapter
+        for name in adapter.targets:
+            if name == self.layer.name:
+                continue
+            try:
+                found: Explanation = self.explainer(self.images[:1], target=self.target, layer=name, relu=False)
+            except CamkitError as error:
+                self.report.layers[name] = f"none: {error}"
+                continue
+            if bool((found.maps == 0).all()):
+                raise AssertionError(f"The map at the layer '{name}' ({found.layer}) is zero everywhere.")
+            self.report.layers[name] = f"{found.layer} {found.maps.shape[1]}x{found.maps.shape[2]}"
+        return ", ".join(f"{name}: {found}" for name, found in self.report.layers.items()) or "there are none"
+
+    def exports_equal_the_oracle(self) -> str:
+        # an export is verified against the oracle of this package, so it cannot be imported before it
+        from camkit.exports import Exporter, request
+
+        exporters: list[Exporter] = registry().values("exporter")
+        asked = request(self.explainer, target=self.target.name, images=self.images)
+        with tempfile.TemporaryDirectory() as folder:
+            for exporter in exporters:
+                path = Path(folder) / f"adapter{exporter.suffix}"
+                try:
+                    exporter.function(asked, path)
+                    self.report.exports[exporter.name] = ""
+                except CamkitError as error:
+                    self.report.exports[exporter.name] = str(error)
+                path.unlink(missing_ok=True)
+        broken = {name: reason for name, reason in self.report.exports.items() if reason}
+        if broken:
+            raise AssertionError(" ".join(f"{name}: {reason}" for name, reason in broken.items()))
+        return ", ".join(self.report.exports)
+
+    def _output(self, images: Tensor) -> Tensor:
+        module = self.explainer.module
+        forward = Cut(module, [self.layer]).forward(images, graph=False)
+        return forward.captured[self.layer.path]
+
+    def _layout(self, output: Tensor) -> Layout:
+        adapter = self.explainer.resolve(self.images).adapter
+        return adapter.layout_of(self.explainer.module, self.layer, output.shape, self.size)
+
+    def _follow_an_occluder(self, layout: Layout, maps: Tensor) -> tuple[float, float]:
+        """How well the change goes where an occluder goes, and how much the occluder's place matters at all.
+
+        The first is the correlation of the occluder's place with the centre of the change, down or across, whichever is
+        lower; the second the share of the change that depends on the place.
+        """
+        (height, width), (h, w) = self.size, maps.shape[2:]
+        if h < 2 or w < 2:
+            raise AssertionError(f"The map is {h}x{w}, in which nothing can move; give larger images.")
+        places = [(row, column) for row in range(PLACES) for column in range(PLACES)]
+        occluded = self.images[:1].repeat(len(places), 1, 1, 1)
+        for image, (row, column) in zip(occluded, places, strict=True):
+            rows, columns = _part(height, row), _part(width, column)
+            # turned, not erased: a grey square in a grey corner would change nothing
+            image[:, rows, columns] = 1 - image[:, rows, columns]
+        changed = torch.cat([layout.to_maps(self._output(part)) for part in occluded.split(len(self.images))])
+        changes = (changed - maps[:1]).double().norm(dim=1)
+        changes = changes / changes.sum(dim=(1, 2), keepdim=True)
+        # what changes wherever the occluder is says nothing about where things are
+        own = changes - changes.mean(dim=0)
+        gained = own.clamp(min=0)
+        gained = gained / gained.sum(dim=(1, 2), keepdim=True)
+        centres = [
+            (gained.sum(dim=2) * torch.arange(h, device=gained.device)).sum(dim=1),
+            (gained.sum(dim=1) * torch.arange(w, device=gained.device)).sum(dim=1),
+        ]
+        correlations = [
+            torch.corrcoef(torch.stack([torch.tensor(axis, dtype=centre.dtype, device=centre.device), centre]))[0, 1]
+            for axis, centre in zip(zip(*places, strict=True), centres, strict=True)
+        ]
+        return float(min(correlations)), float(own.abs().sum() / len(own))
+
+    def _jumps(self, oracle: Oracle, reference: Reference, suspects: Tensor, classes: Tensor) -> Tensor:
+        """Which of the suspects [B] have a map that jumps when the image moves by as much as rounding does."""
+        found = torch.zeros(len(suspects), dtype=torch.bool)
+        if bool(suspects.any()):
+            noise = torch.randn(self.images.shape, generator=torch.Generator().manual_seed(0))
+            for sign in (1, -1):
+                near = oracle(self.images.double() + sign * _ROUNDING * noise.to(self.images.device), classes)
+                found |= (relative_error(near.maps, reference.maps) > tolerance(0.0) / 2).cpu()
+        return found & suspects.cpu()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CamkitWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _part(pixels: int, place: int) -> slice:
+    return slice(place * pixels // PLACES, (place + 1) * pixels // PLACES)
+
+
+def as_record(report: AdapterReport) -> Mapping[str, object]:
+    """The report as JSON values."""
+    return {**report.__dict__, "grid": list(report.grid)}

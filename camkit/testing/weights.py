@@ -1,0 +1,44 @@
+"""Weights that a freshly built model lacks: many layers begin as zeros or ones, and then a map is blank.
+
+Many others begin so small that a model says nearly the same of every image; its map is then the small remainder of
+large terms, in which rounding shows.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_CONSTANT = 1e-3
+
+
+@torch.no_grad()
+def vary_constants(module: nn.Module, seed: int = 0) -> None:
+    """Makes everything random that is constant in an untrained model, of the size that training gives it.
+
+    Heads, class tokens and residual gains of zeros, layer scales of 1e-6, norms of ones, and the statistics of batch
+    norms. What has been drawn at random already stays; the weights of linear and convolutional layers are enlarged
+    where they would shrink what they are given.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point() and _is_constant(parameter):
+                _fill(parameter, generator)
+            elif isinstance(part, nn.Linear | nn.modules.conv._ConvNd) and parameter.ndim > 1:
+                ordinary = parameter[0].numel() ** -0.5
+                parameter.mul_(max(1.0, ordinary / float(parameter.std())))
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.running_mean is not None:
+            part.running_mean.normal_(0, 0.2, generator=generator)
+            part.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+
+
+def _is_constant(parameter: Tensor) -> bool:
+    return parameter.numel() < 2 or float(parameter.std()) <= _CONSTANT
+
+
+def _fill(parameter: Tensor, generator: torch.Generator) -> None:
+    if parameter.ndim > 1:
+        parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+    elif float(parameter.mean()) > 0 or parameter.ndim == 0:
+        parameter.uniform_(0.5, 1.5, generator=generator)
+    else:
+        parameter.normal_(0, 0.2, generator=generator)
