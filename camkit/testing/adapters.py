@@ -37,9 +37,9 @@ PLACES = 4
 # What the correlation of its place with that of the change must be; a grid that is read with height and width exchanged
 # has at most half of it.
 LEAST_CORRELATION = 0.8
-# How much of the change must depend on where the occluder is for the layout to be judged by it: layers that mix all
-# positions were measured to have at most 0.1, others 0.4 and more.
-LEAST_CONTRAST = 0.15
+# How much of the change must depend on where the occluder is for the layout to be judged by it: of 123 untrained models
+# of torchvision and timm some twenty did not follow the occluder, all of them with less.
+LEAST_CONTRAST = 0.25
 # How far rounding may move a hidden value, as a shift of images with a deviation of 1.
 _ROUNDING = 1e-6
 
@@ -188,7 +188,10 @@ class _Check:
         adapter, module = self.explainer.resolve(self.images).adapter, self.explainer.module
         forward = Cut(module, [self.layer], adapter.reader(module)).forward(self.images, graph=True)
         with torch.enable_grad():
-            scores = self.target.question(forward, {}, self.explainer.probability).scores(forward)
+            features = forward.features.float()
+            # a mixture of all classes: one class alone may end in a ReLU that is closed at many positions
+            mixture = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+            scores = features @ mixture.to(features.device)
         gradient = forward.gradients(scores, retain_graph=False)[self.layer.path]
         share = float((self._layout(gradient).to_maps(gradient) != 0).any(dim=1).float().mean())
         self.report.gradient_share = share
@@ -206,7 +209,12 @@ class _Check:
         assert_informative(reference, self.size)
         errors = relative_error(explanation.maps.cpu(), reference.maps.cpu())
         smooth = ~self._jumps(oracle, reference, errors > tolerance(0.0), explanation.targets)
-        self.report.error = float(errors[smooth].max()) if bool(smooth.any()) else float("nan")
+        if not bool(smooth.any()):
+            raise AssertionError(
+                "With these weights the map changes as much within rounding as between images, so that it cannot be "
+                "compared; check the model with trained weights, or with a norm where its activations grow."
+            )
+        self.report.error = float(errors[smooth].max())
         if not bool(smooth.all()):
             self.report.remarks.append(
                 f"at {int((~smooth).sum())} of {len(smooth)} images the map itself jumps within rounding; left out"
