@@ -44,7 +44,9 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("case", ENCODERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name == "an encoder" else ()) for name in ENCODERS]
+)
 def test_an_encoder_is_explained_by_its_embedding(case):
     make, size, shape = ENCODERS[case]
     module, images = make(), zoo.images(2, size)

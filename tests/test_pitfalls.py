@@ -200,7 +200,21 @@ PITFALLS = {
 }
 
 
-@pytest.mark.parametrize("case", PITFALLS)
+# A dozen seconds each; a smaller build of the same class, or the sweep, says the same.
+SLOW = {
+    "channels last without a word",
+    "an auxiliary head in the middle of the trunk",
+    "class token, torchvision",
+    "hierarchical tokens in a list that never runs",
+    "two branches",
+    "a trunk that ends in a head",
+    "HRNet",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PITFALLS]
+)
 def test_a_model_that_breaks_recipes_is_explained_without_configuration(case):
     pitfall = PITFALLS[case]
     module = zoo.watch(pitfall.build())

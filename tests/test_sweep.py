@@ -162,6 +162,7 @@ def test_untrained_constants_are_made_random_for_the_check(own):
     assert "Only 0% of the positions" in result.out
 
 
+@pytest.mark.slow
 def test_a_check_exports_to_every_format(own):
     (own / "mine.toml").write_text('[[adapter]]\nname = "mine"\ntargets.last = "stage"\n')
     checked = succeed(
