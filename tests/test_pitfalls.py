@@ -151,7 +151,7 @@ PITFALLS = {
         "levit_128s", 224, "trunk-end", "stages.2", TOKENS.format(0, "4x4"), mixed=True
     ),
     # a head of zeros: untrained, every map is zero
-    "an MLP-Mixer": timm_model("mixer_s32_224", 128, "trunk-end", "norm", TOKENS.format(0, "4x4"), img_size=128),
+    "an MLP-Mixer": timm_model("mixer_s32_224", 224, "trunk-end", "norm", TOKENS.format(0, "7x7")),
     # conv_head comes after the pooling
     "MobileNetV3": timm_model("mobilenetv3_small_050", 160, "trunk-end", "blocks.5.0", "NCHW", mixed=True),
     "MobileNetV3, torchvision": torchvision_model("mobilenet_v3_small", 160, "trunk-end", "features.12", "NCHW"),
@@ -168,7 +168,7 @@ PITFALLS = {
     "an auxiliary head in the middle of the trunk": torchvision_model(
         "inception_v3", 224, "trunk-end", "Mixed_7c", "NCHW", aux_logits=True, init_weights=False
     ),
-    "a wide image": torchvision_model("mobilenet_v2", (96, 160), "trunk-end", "features.18", "NCHW"),
+    "a wide image": torchvision_model("resnet18", (96, 160), "resnet", "layer4", "NCHW"),
     "a wide image of tokens": timm_model(
         "hiera_tiny_224",
         (96, 160),
