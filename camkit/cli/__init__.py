@@ -34,9 +34,10 @@ class Commands(typer.core.TyperGroup):
             raise unknown("command", cmd_name, self.list_commands(ctx))
         entry = installed[cmd_name]
         # a stranger's command may be broken, or import torch and make the help slow
-        if ctx.meta.get("camkit.listing") and _distribution(entry) != FIRST_PARTY:
+        if _is_listed(ctx) and _distribution(entry) != FIRST_PARTY:
             return typer.core.TyperCommand(name=cmd_name, help=f"From {_distribution(entry)}.")
-        return _command(entry)
+        # of a command that is only listed, the options need not be built
+        return typer.core.TyperCommand(name=cmd_name, help=_help(entry)) if _is_listed(ctx) else _command(entry)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The help page, for which only camkit's own commands are imported."""
@@ -87,6 +88,16 @@ def main() -> None:
         except typer.TyperException as error:
             line(error.format_message(), label="Error", style="bold red", stderr=True)
             sys.exit(error.exit_code)
+
+
+def _is_listed(context: Any) -> bool:
+    return bool(context.meta.get("camkit.listing"))
+
+
+def _help(entry: EntryPoint) -> str:
+    function = entry.load()
+    callback = function.registered_callback if isinstance(function, typer.Typer) else None
+    return str(callback.help) if callback else paragraphs(function.__doc__)
 
 
 def _command(entry: EntryPoint) -> Any:
