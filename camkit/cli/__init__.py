@@ -24,12 +24,12 @@ class Commands(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the installed commands, in the order in which the help shows them."""
-        installed = commands()
+        installed = _installed(ctx)
         return [name for name in _ORDER if name in installed] + [name for name in installed if name not in _ORDER]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, imported now."""
-        installed = commands()
+        installed = _installed(ctx)
         if cmd_name not in installed:
             raise unknown("command", cmd_name, self.list_commands(ctx))
         entry = installed[cmd_name]
@@ -88,6 +88,14 @@ def main() -> None:
         except typer.TyperException as error:
             line(error.format_message(), label="Error", style="bold red", stderr=True)
             sys.exit(error.exit_code)
+
+
+def _installed(context: Any) -> dict[str, EntryPoint]:
+    """The installed commands, looked for once: that reads the metadata of every distribution."""
+    if "camkit.commands" not in context.meta:
+        context.meta["camkit.commands"] = commands()
+    found: dict[str, EntryPoint] = context.meta["camkit.commands"]
+    return found
 
 
 def _is_listed(context: Any) -> bool:
