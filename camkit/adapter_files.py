@@ -88,7 +88,7 @@ def _place(error: ValidationError | TypeError) -> str:
     """Where a file is wrong and how: the entry by its number, then the key."""
     if not isinstance(error, ValidationError):
         return f"the top level: {error}"
-    # of the alternatives that a key has, the last that was tried is the most general
+    # a key that may be one of several types has an error for each of them
     first = error.errors()[0]
     same = [one for one in error.errors() if one["loc"][:3] == first["loc"][:3]]
     place = ".".join(str(part) for part in first["loc"]) or "the top level"

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from camkit.adapter import Adapter, Position
 from camkit.adapter_files import Resolved
 from camkit.errors import CamkitError
-from camkit.rules import can_carry_a_map, last, stride_of
+from camkit.rules import can_carry_a_map, last, last_by_stride
 from camkit.walk import LayerRecord, walk
 
 STAGES = {f"stage{number}": 2 ** (number + 1) for number in range(1, 5)}
@@ -28,8 +28,8 @@ def probe(module: nn.Module, images: Tensor) -> Resolved:
         )
     chosen = last(fit, seen)
     size = (images.shape[2], images.shape[3])
-    strides = {stride: [record for record in fit if stride_of(record, size) == stride] for stride in STAGES.values()}
-    stages = {name: _position(last(strides[stride], seen)) for name, stride in STAGES.items() if strides[stride]}
+    ends = last_by_stride(fit, seen, size)
+    stages = {name: _position(ends[stride]) for name, stride in STAGES.items() if stride in ends}
     adapter = Adapter(
         name="probed",
         targets={"last": _position(chosen), **stages},

@@ -81,12 +81,19 @@ def at_stride(module: nn.Module, images: Tensor, stride: int, end: str) -> str:
 
 def _by_stride(seen: Walk, size: tuple[int, int], end: str) -> dict[int, str]:
     places = {record.path: place for place, record in enumerate(seen.layers)}
-    fit: dict[int, list[LayerRecord]] = {}
-    for record in seen.layers:
-        in_trunk = places[record.path] <= places[end] or record.path.startswith(f"{end}.")
-        if in_trunk and can_carry_a_map(record):
-            fit.setdefault(stride_of(record, size), []).append(record)
-    return {stride: last(records, seen).path for stride, records in fit.items() if stride}
+    trunk = [
+        record for record in seen.layers if places[record.path] <= places[end] or record.path.startswith(f"{end}.")
+    ]
+    found = last_by_stride([record for record in trunk if can_carry_a_map(record)], seen, size)
+    return {stride: record.path for stride, record in found.items()}
+
+
+def last_by_stride(fit: Sequence[LayerRecord], seen: Walk, size: tuple[int, int]) -> dict[int, LayerRecord]:
+    """The last of some layers of a walk for each stride that they have on images of `size`."""
+    grouped: dict[int, list[LayerRecord]] = {}
+    for record in fit:
+        grouped.setdefault(stride_of(record, size), []).append(record)
+    return {stride: last(records, seen) for stride, records in grouped.items() if stride}
 
 
 def stride_of(record: LayerRecord, size: tuple[int, int]) -> int:

@@ -169,14 +169,13 @@ class _Check:
         self.report.layout = str(layout)
         self.report.channels, self.report.grid = maps.shape[1], (maps.shape[2], maps.shape[3])
         self.report.follows, self.report.contrast = self._follow_an_occluder(layout, maps)
-        if self.report.follows >= LEAST_CORRELATION:
-            pass
-        elif self.report.contrast < LEAST_CONTRAST:
+        follows, can_tell = self.report.follows >= LEAST_CORRELATION, self.report.contrast >= LEAST_CONTRAST
+        if not follows and not can_tell:
             self.report.remarks.append(
                 f"the layer mixes all positions (an occluder's place changes {self.report.contrast:.1%} of what it "
                 f"changes), so the layout is not confirmed by occlusion"
             )
-        else:
+        elif not follows:
             raise AssertionError(
                 f"Read as {layout}, the change in the activations at '{self.layer.path}' does not go where an occluder "
                 f"goes in the image (correlation {self.report.follows:.2f}, {LEAST_CORRELATION} is expected); correct "
