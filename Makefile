@@ -13,10 +13,10 @@ demo: $(VENV)/.installed
 	$(BIN)/camkit demo --output camkit-demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from camkit.testing.adapters import LEAST_CORRELATION
+from camkit.testing.adapters import LEAST_SIMILARITY
 
 Record = Mapping[str, Any]
 
@@ -19,9 +19,9 @@ camkit adapters sweep --source timm --results coverage.jsonl --page docs/coverag
 
 What the columns say. **Adapter**, **layer** and **map**: where the model is cut without being told, and how the output
 there is read; *tokens 1+14x14* are 14 x 14 patches behind one class or register token. **Gradient**: the share of the
-map's positions with a gradient. **Occluder**: how the place of an occluder in the image correlates with that of the
-change in the activations; *mixed* where the layer mixes all positions, so that their order shows only in the model's
-code. **Oracle**: the largest difference of Grad-CAM from the float64 oracle, relative to the
+map's positions with a gradient. **Occluder**: how far the change in the activations has the shape of the occluder
+that was moved over the image, as a cosine; *mixed* where the layer mixes all positions, so that their order shows only
+in the model's code. **Oracle**: the largest difference of Grad-CAM from the float64 oracle, relative to the
 largest value of the map. **Exports**: the formats that were written and agree with the oracle at batch sizes 1, 3 and
 8. **Layers**: the names that `--layer` takes beside `last`.
 """
@@ -63,7 +63,7 @@ def cells(record: Record) -> tuple[str, ...]:
         record["layer"],
         _map(record),
         f"{record['gradient_share']:.0%}",
-        f"{record['follows']:.2f}" if record["follows"] >= LEAST_CORRELATION else "mixed",
+        f"{record['follows']:.2f}" if record["follows"] >= LEAST_SIMILARITY else "mixed",
         f"{error:.0e}" if error == error else "-",
         _exports(record),
     )

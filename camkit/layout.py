@@ -115,6 +115,15 @@ def resolve_layout(
     return layout
 
 
+def readings(layout: Layout, shape: Sequence[int]) -> list[Layout]:
+    """The layout and all others by which an output of this shape could be read: other grids, or the other channels."""
+    if not isinstance(layout, Tokens):
+        return [layout, *({NCHW(), NHWC()} - {layout})]
+    patches = shape[1] - layout.prefix
+    grids = [(height, patches // height) for height in range(2, patches // 2 + 1) if patches % height == 0]
+    return [layout, *(Tokens(layout.prefix, grid) for grid in grids if grid != layout.grid)]
+
+
 def channels_last(shape: tuple[int, ...], image_size: tuple[int, int], channels: int | None = None) -> bool:
     """Whether a tensor of four dimensions is [B, h, w, K], by its channels or the proportions of the image."""
     if channels is not None and (shape[1] == channels) != (shape[3] == channels):

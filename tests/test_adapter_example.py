@@ -13,7 +13,7 @@ from PIL import Image
 import camkit
 from camkit import Explainer
 from camkit.adapter_files import load_adapters
-from camkit.testing.adapters import LEAST_CORRELATION, AdapterReport, check_adapter
+from camkit.testing.adapters import AdapterReport, check_adapter
 from camkit_adapters import demo
 from commandline import Result, process, run
 
@@ -78,7 +78,18 @@ def test_without_the_adapter_the_model_is_probed_and_the_grid_is_a_wrong_guess(m
     report = check_adapter(explainer, images(), exports=False)
     assert list(report.failures) == ["the layout is right"]
     assert "tokens(prefix 3, grid 8x18)" in report.failures["the layout is right"]
-    assert report.follows < 0.5 * LEAST_CORRELATION
+    assert "read as tokens(prefix 3, grid 6x24) it does" in report.failures["the layout is right"]
+
+
+@pytest.mark.parametrize("grid", ["18, 8", "3, 48", "24, 6"])
+def test_any_other_grid_of_as_many_tokens_is_found_out(grid: str, model: camkit.LoadedModel, tmp_path: Path):
+    config = tmp_path / "wrong.toml"
+    written = Path(CONFIG).read_text()
+    (stated,) = [line for line in written.splitlines() if line.startswith("patch")]
+    config.write_text(written.replace(stated, f"grid = [{grid}]"))
+    report = check_adapter(Explainer(model, adapter=str(config)), images(), exports=False)
+    assert list(report.failures) == ["the layout is right"]
+    assert "read as tokens(prefix 3, grid 6x24) it does" in report.failures["the layout is right"]
 
 
 def test_with_the_adapter_every_promise_is_kept(model: camkit.LoadedModel, watch):
@@ -116,19 +127,19 @@ WRONG = {
         'patch = "@patch_size"',
         "grid = [24, 6]",
         "the layout is right",
-        ["Read as tokens(prefix 3, grid 24x6)", "correct layout, prefix, patch or grid."],
+        ["Read as tokens(prefix 3, grid 24x6)", "Correct layout, prefix, patch or grid."],
     ),
     "the sides of a patch exchanged": (
         'patch = "@patch_size"',
         "patch = [8, 16]",
         "the layout is right",
-        ["Read as tokens(prefix 3, grid 12x12)", "correct layout, prefix, patch or grid."],
+        ["Read as tokens(prefix 3, grid 12x12)", "Correct layout, prefix, patch or grid."],
     ),
     "the grid of a guess": (
         'patch = "@patch_size"',
         "grid = [8, 18]",
         "the layout is right",
-        ["Read as tokens(prefix 3, grid 8x18)", "correct layout, prefix, patch or grid."],
+        ["Read as tokens(prefix 3, grid 8x18)", "Correct layout, prefix, patch or grid."],
     ),
     "the registers forgotten": (
         'prefix = "@num_prefix_tokens"',

@@ -59,6 +59,7 @@ def test_the_contestants_make_the_same_map(model: str, size: int, monkeypatch: p
     assert all(parameter.requires_grad for parameter in module.parameters())
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_the_methods_fills_every_row(tmp_path: Path) -> None:
     page = tmp_path / "methods.md"
     command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--write", str(page)]

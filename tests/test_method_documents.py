@@ -12,6 +12,9 @@ from PIL import Image
 
 from camkit.registry import registry
 
+# both commands run every method
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "digit_scenes"
 # the model that refuses one method and lets all the others be seen

@@ -14,6 +14,7 @@ from camkit.adapter_files import json_schema, load_adapters
 from camkit.coverage import render_page
 from camkit.suggest import suggest
 from camkit.sweep import read_results, representatives
+from camkit.testing.adapters import LEAST_SIMILARITY
 from camkit_adapters import timm_source
 from commandline import process, run, succeed
 
@@ -236,7 +237,7 @@ def test_a_sweep_measures_writes_and_goes_on_where_it_stopped(tmp_path):
     records = read_results(results)
     assert set(records) == {("timm", "test_resnet"), ("timm", "test_vit")}
     resnet = records["timm", "test_resnet"]
-    assert (resnet["adapter"], resnet["layer"], resnet["grid"], resnet["follows"] > 0.8) == (
+    assert (resnet["adapter"], resnet["layer"], resnet["grid"], resnet["follows"] > LEAST_SIMILARITY) == (
         "timm.resnet",
         "layer4",
         [5, 5],

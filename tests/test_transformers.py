@@ -24,7 +24,7 @@ import zoo
 from camkit import Explainer
 from camkit.errors import CamkitWarning
 from camkit.models import load_model
-from camkit.testing.adapters import check_adapter
+from camkit.testing.adapters import LEAST_SIMILARITY, check_adapter
 from camkit_adapters.demo.scenes import generate
 from camkit_adapters.transformers_preprocessing import preprocessing_of
 from camkit_adapters.transformers_source import TransformersSource
@@ -207,7 +207,7 @@ OTHERS = {
     ),
     "mobilevit-v2": Family(
         "MobileViTV2Config", {"image_size": 96, "width_multiplier": 0.5}, "trunk-end",
-        "mobilevitv2.encoder.layer.4", "NCHW",
+        "mobilevitv2.encoder.layer.4", "NCHW", mixes=True,
     ),
 }  # fmt: skip
 ALL = {**FAMILIES, **OTHERS}
@@ -269,7 +269,7 @@ def test_an_adapter_keeps_its_promises(name, saved, watch):
     assert report.layer == family.layer
     assert report.layout == family.layout
     assert report.gradient_share == 1
-    assert report.follows > 0.8 or family.mixes
+    assert report.follows > LEAST_SIMILARITY or family.mixes
     for stage, path in family.stages.items():
         # stage 1 divides the image by 4
         side = family.side // 2 ** (int(stage[-1]) + 1)

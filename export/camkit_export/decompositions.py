@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from camkit import plugin
 
@@ -195,6 +196,42 @@ def _global_pool(
     if output_size in (1, (1,), (1, 1), [1, 1], [1], torch.Size((1, 1))):
         return input.mean(dim=axes, keepdim=True)
     return function(input, output_size)
+
+
+@plugin.function_mode("trained batch normalisation to a scale and a shift")
+class BatchNormAsAffine(TorchFunctionMode):
+    """Writes batch normalisation by running statistics as what it is: a factor and a summand for each channel."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replaces normalisation by constants, passes every other call on."""
+        if function is torch.nn.functional.batch_norm:
+            return _affine_batch_norm(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _affine_batch_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        return torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    # computed now, not in the graph
+    with _disable_current_modes(), torch.no_grad():
+        scale = (running_var + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -running_mean * scale
+        shift = shift if bias is None else shift + bias
+        channels = (-1, *[1] * (input.dim() - 2))
+        scale, shift = scale.view(channels), shift.view(channels)
+    return input * scale + shift
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from camkit.errors import CamkitError
 from camkit.exports import ExportRequest
 from camkit.heatmap import heatmaps
 from camkit.registry import registry
+from camkit_export.simplify import fold_constants, out_of_place
 
 # A batch size that a graph holds as a number differs between the two; neither is a size that PyTorch specialises.
 _BATCHES = (3, 5)
@@ -102,19 +103,21 @@ def trace(
     if rules is None or modes is None:
         found_rules, found_modes = installed_rules()
         rules, modes = found_rules if rules is None else rules, found_modes if modes is None else modes
-    (first, origins), (second, _) = (_trace(request, rules, modes, batch) for batch in _BATCHES)
-    if first.code != second.code or not _same_constants(first, second):
+    graph, origins, fixed = _trace(request, rules, modes, _BATCHES[0])
+    # a batch that was turned into a number may still have left no trace of itself
+    if fixed and _differ(graph, _trace(request, rules, modes, _BATCHES[1])[0]):
         raise CamkitError(
             f"The graph depends on the batch size: traced with {_BATCHES[0]} and with {_BATCHES[1]} images it differs; "
             "the model or the method turns the number of images, or a value computed from them, into a constant."
         )
-    _refuse_unconnected(first)
-    return Graph(first, (request.image_shape[1], request.image_shape[2]), request.relu, origins)
+    _refuse_unconnected(graph)
+    return Graph(graph, (request.image_shape[1], request.image_shape[2]), request.relu, origins)
 
 
 def _trace(
     request: ExportRequest, rules: Mapping[Any, Callable[..., Any]], modes: Iterable[type], batch: int
-) -> tuple[GraphModule, dict[str, str]]:
+) -> tuple[GraphModule, dict[str, str], bool]:
+    """The graph, where its operators come from, and whether something asked for the batch as a number."""
     with ExitStack() as stack:
         # the batch is the one symbol: not even a size that happens to equal it is taken for it
         shapes = ShapeEnv(assume_static_by_default=True, duck_shape=False)
@@ -144,14 +147,11 @@ def _trace(
             raise CamkitError(f"The model or the method cannot be traced into a graph: {reason[0][:400]}") from error
         _refuse_backward(graph)
         origins = {str(node.target): module for node in graph.graph.nodes if (module := _own_module(node))}
-        if any(_mutates(node) for node in graph.graph.nodes):
+        if not out_of_place(graph):
             graph = traced(functionalize(graph))
+        fixed = isinstance(images.shape[0], int) or images.shape[0].node.maybe_as_int() is not None
     _clean(graph)
-    return graph, origins
-
-
-def _mutates(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    return graph, origins, fixed
 
 
 @contextmanager
@@ -224,10 +224,12 @@ def _clean(graph: GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target in _ALIASES:
             node.replace_all_uses_with(node.args[0])
+    fold_constants(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node"):
             node.meta.pop(key, None)
+    graph.delete_all_unused_submodules()
     graph.recompile()
 
 
@@ -235,8 +237,8 @@ def _constants(graph: GraphModule) -> list[Tensor]:
     return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
-def _same_constants(first: GraphModule, second: GraphModule) -> bool:
-    return all(
+def _differ(first: GraphModule, second: GraphModule) -> bool:
+    return first.code != second.code or not all(
         one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
         for one, other in zip(_constants(first), _constants(second), strict=True)
     )

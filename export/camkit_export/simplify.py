@@ -1,0 +1,95 @@
+"""A traced graph made simpler: nothing is changed in place, and what is constant is computed once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+# A constant of more elements is not computed ahead: a weight that is used as it is and transposed would be kept twice.
+_LARGEST = 2**16
+
+
+def out_of_place(graph: GraphModule) -> bool:
+    """Replaces every operator that writes into its input by the one that does not; says whether that was possible.
+
+    It is not where other tensors share the memory that is written to, or where the operator has no such twin. Later
+    uses of a tensor that was written to refer to the operator's result already: the tracer saw to that.
+    """
+    for node in graph.graph.nodes:
+        if not _writes(node):
+            continue
+        written = node.args[0]
+        twin = _twin(node.target)
+        if twin is None or _shares_memory(written) or any(_is_view(user) for user in written.users):
+            return False
+        node.target = twin
+    graph.recompile()
+    return True
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _twin(operator: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """``aten.relu.default`` of ``aten.relu_.default``."""
+    namespace, _, name = operator._schema.name.partition("::")
+    first, *others = operator._schema.arguments
+    writes_first_alone = first.is_write and not any(argument.is_write for argument in others)
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    if not name.endswith("_") or not writes_first_alone or packet is None:
+        return None
+    twin = getattr(packet, operator._overloadname, None)
+    if twin is None or twin._schema.is_mutable:
+        return None
+    same = [argument.name for argument in twin._schema.arguments] == [first.name, *(other.name for other in others)]
+    return twin if same else None
+
+
+def _shares_memory(node: Any) -> bool:
+    if not isinstance(node, Node) or node.op != "call_function":
+        return True
+    if not _is_view(node):
+        return False
+    # a view of what nothing else looks at shares with nobody
+    return any(list(source.users) != [node] or _shares_memory(source) for source in node.all_input_nodes)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a result of the operator may share memory with an argument that it does not write to."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return any(
+        result.alias_info is not None and not result.alias_info.is_write for result in node.target._schema.returns
+    )
+
+
+def _draws(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def fold_constants(graph: GraphModule) -> None:
+    """Computes what depends on small constants alone, such as the scale of a batch normalisation."""
+    values: dict[Node, Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(graph, str(node.target))
+            continue
+        sources = node.all_input_nodes
+        if node.op != "call_function" or not sources or not all(source in values for source in sources):
+            continue
+        if sum(values[source].numel() for source in sources) > _LARGEST or _draws(node):
+            continue
+        with torch.no_grad():
+            result = node.target(*map_arg(node.args, values.get), **map_arg(node.kwargs, values.get))
+        if isinstance(result, Tensor) and result.numel() <= _LARGEST:
+            values[node] = result.detach().contiguous().clone()
+    for node, value in values.items():
+        if node.op == "get_attr" or all(user in values for user in node.users):
+            continue
+        name = f"_folded_{node.name}"
+        graph.register_buffer(name, value)
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.get_attr(name))
