@@ -31,6 +31,26 @@ def vary_constants(module: nn.Module, seed: int = 0) -> None:
             part.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
 
 
+@torch.no_grad()
+def settle_batch_norms(module: nn.Module, images: Tensor) -> None:
+    """Gives batch norms the statistics of what they see of images [B, C, H, W], as training does.
+
+    Random statistics do not hold back what random weights enlarge, so that in a deep residual model one block's output
+    may be twice the block's before, and its map chaotic.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        module(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+
+
 def _is_constant(parameter: Tensor) -> bool:
     return parameter.numel() < 2 or float(parameter.std()) <= _CONSTANT
 

@@ -38,8 +38,9 @@ _VECTORS = 3
 _SEED = 0
 _SEEDS_TO_TRY = 4
 
-# How far float32 rounding may move a hidden value, as a shift of the input (which has a deviation of 1).
-_ROUNDING = 1e-6
+# How far float32 rounding may move a hidden value, as a shift of the input (which has a deviation of 1): in a deep
+# model's map it is worth six times as much as a shift of 1e-6.
+_ROUNDING = 1e-5
 # Of the images, how many may have a map that jumps.
 _JUMPING = 0.25
 # Heatmaps in test vectors are kept at about this many points a side, which is enough to recognise the resize.
@@ -88,7 +89,10 @@ def compare_session(session: Session, request: "ExportRequest") -> tuple[Check, 
     cases, eager, tolerances = _references(request, [_case(request, batch, seed=_SEED + batch) for batch in BATCHES])
     _refuse_constant(cases[-1], tolerances, request)
     results = [session(case.images, case.classes) for case in cases]
-    cases = [_without_jumps(request, case, result, tolerances) for case, result in zip(cases, results, strict=True)]
+    cases = [
+        _without_jumps(request, case, (result, one), tolerances)
+        for case, result, one in zip(cases, results, eager, strict=True)
+    ]
     if sum(int((~case.clear).sum()) for case in cases) > _JUMPING * sum(BATCHES):
         cases = [replace(case, clear=untied(case.logits, case.classes)) for case in cases]
     against_eager = agreement(
@@ -222,8 +226,13 @@ def _references(request: "ExportRequest", cases: list[Case]) -> tuple[list[Case]
     return kept, eager, Tolerances(tolerance(logits), tolerance(maps))
 
 
-def _without_jumps(request: "ExportRequest", case: Case, result: Result, tolerances: Tolerances) -> Case:
+def _without_jumps(
+    request: "ExportRequest", case: Case, answers: tuple[Result, _Answer], tolerances: Tolerances
+) -> Case:
+    result, eager = answers
     off = relative_errors(result.maps, case.maps) > tolerances.map
+    # each may be within the tolerance on its own side of the oracle
+    off |= relative_errors(result.maps, eager.maps) > tolerances.map
     off |= (heatmap_errors(result.heatmaps, case) > tolerances.heatmap) & case.curved(request.relu)
     return replace(case, clear=case.clear & ~_jumps(request, case, off & case.clear, tolerances))
 
