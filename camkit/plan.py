@@ -96,24 +96,39 @@ class Plan:
 
 
 def traceable(
-    plan: Plan, target: TargetFunction, options: Mapping[str, Any], probability: str
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """One method at one layer as a pure function: ``(images, class_index) -> (logits, maps, explained_class)``.
+    plan: Plan, target: TargetFunction, options: Mapping[str, Any], probability: str, top_k: int | None = None
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The plan as a pure function: ``(images, class_index) -> (logits, map, …, explained_class)``.
 
-    Of a model without classes the logits are its embedding.
+    There is one map [B, h, w] for each result of the plan, in its order. With `top_k` there is no `class_index`: maps
+    are [B, k, h, w] and explained classes [B, k], of the k highest logits, highest first. Of a model without classes
+    the logits are its embedding.
     """
-    if not all(method.traceable for method in plan.methods):
-        method = next(method for method in plan.methods if not method.traceable)
-        blocking = [quantity.name for quantity in method.quantities if not quantity.traceable]
-        what = ", ".join(blocking) or "its own computation"
-        raise CamkitError(f"The method '{method.name}' cannot be exported, because {what} cannot be traced.")
+    refuse_untraceable(plan)
 
-    def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def maps(forward: Forward, classes: Tensor, *, last: bool) -> list[Tensor]:
+        scored = plan.score(forward, Question(target, classes, {}, options, probability), last=last)
+        return [result.maps.detach() for _, result in plan.results(forward, scored, checks=False)]
+
+    def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, ...]:
         forward = plan.forward(images)
         explained = resolve_top(class_index, forward.features)
-        question = Question(target, explained, {}, options, probability)
-        scored = plan.score(forward, question, last=True)
-        ((_, result),) = plan.results(forward, scored, checks=False)
-        return forward.features.detach(), result.maps.detach(), explained
+        return (forward.features.detach(), *maps(forward, explained, last=True), explained)
 
-    return explain
+    def explain_top(images: Tensor) -> tuple[Tensor, ...]:
+        forward = plan.forward(images)
+        logits = forward.features.detach()
+        explained = logits.topk(top_k or 1, dim=1).indices
+        ranks = [maps(forward, classes, last=False) for classes in explained.unbind(dim=1)]
+        return (logits, *(torch.stack(one, dim=1) for one in zip(*ranks, strict=True)), explained)
+
+    return explain if top_k is None else explain_top
+
+
+def refuse_untraceable(plan: Plan) -> None:
+    """Raises a CamkitError that names the method which cannot be traced, and what of it, if there is one."""
+    for method in plan.methods:
+        if not method.traceable:
+            blocking = [quantity.name for quantity in method.quantities if not quantity.traceable]
+            what = ", ".join(blocking) or "its own computation"
+            raise CamkitError(f"The method '{method.name}' cannot be exported, because {what} cannot be traced.")

@@ -160,9 +160,13 @@ def function_mode(name: str) -> Callable[[Marked], Marked]:
     return _marker("decomposition", name, mode=True)
 
 
-def exporter(name: str, *, suffix: str) -> Callable[[Marked], Marked]:
-    """Marks an exporter: a function that writes an `ExportRequest` to a file that ends in `suffix`."""
-    return _marker("exporter", name, suffix=suffix)
+def exporter(name: str, *, suffix: str, checked: bool = True) -> Callable[[Marked], Marked]:
+    """Marks an exporter: a function that writes an `ExportRequest` to a file that ends in `suffix`.
+
+    The suffix may have several parts (``.aoti.pt2``). Of a format that is `checked` the conformance kits write every
+    method and adapter; a format that takes whatever graph could be traced, or takes long, need not be.
+    """
+    return _marker("exporter", name, suffix=suffix, checked=checked)
 
 
 def collect(package: str, kind: str) -> list[Any]:

@@ -135,14 +135,15 @@ class Preprocessing(BaseModel):
         return self._crop(self._pad(resized))
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        height, width = self._resized_to(image.height, image.width)
+        height, width = self.resized_to(image.height, image.width)
         if height * width > MOST_PIXELS:
             raise CamkitError(f"An image of {image.width}x{image.height} pixels is too long and thin to be resized.")
         if (width, height) == image.size:
             return image
         return image.resize((width, height), Image.Resampling[self.interpolation.upper()])
 
-    def _resized_to(self, height: int, width: int) -> tuple[int, int]:
+    def resized_to(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of that height and width is resized to, before crop or padding."""
         if self.resize is None:
             return height, width
         # The roundings below are those of torchvision (int) and timm (round): one pixel would move the whole crop.

@@ -123,7 +123,7 @@ def _check(make: "Callable[[], BuiltModel]", *, exports: bool) -> "tuple[Adapter
     from camkit.explain import Explainer
     from camkit.models import LoadedModel
     from camkit.testing.adapters import check_adapter
-    from camkit.testing.weights import settle_batch_norms, vary_constants
+    from camkit.testing.weights import restrain_batch_norms, vary_constants
 
     torch.manual_seed(0)
     built = make()
@@ -131,7 +131,7 @@ def _check(make: "Callable[[], BuiltModel]", *, exports: bool) -> "tuple[Adapter
     height, width = built.preprocessing.size
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, built.preprocessing.channels, height, width, generator=generator)
-    settle_batch_norms(built.module, images)
+    restrain_batch_norms(built.module, images)
     loaded = LoadedModel("representative", built.module, built.preprocessing, weights="none")
     report = check_adapter(Explainer(loaded), images, exports=exports)
     parameters = sum(parameter.numel() for parameter in built.module.parameters())

@@ -166,6 +166,7 @@ def test_explain(case: Case, folder: Path, tmp_path: Path, monkeypatch: pytest.M
         ("doctor --model demo:resnet --image absent.png", "There is no file 'absent.png'."),
         ("summary --model demo:resnet --weights absent.pt", "There is no checkpoint file 'absent.pt'."),
         ("export --model demo:resnet --output new.onx", "There is no export format '.onx'; did you mean '.onnx'?"),
+        ("export --model demo:resnet --output new.onnx --format pt2", "'new.onnx' ends in .onnx, but a file"),
         ("export --model demo:resnet --output new.onnx --layer layr4", "There is no layer 'layr4'"),
         ("export --model demo:resnet --output new.onnx --method gradcan", "There is no method 'gradcan'"),
         ("export --model demo:resnet --output file/new.onnx", "The output folder 'file' cannot be written"),

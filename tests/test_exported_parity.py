@@ -1,4 +1,4 @@
-"""One explanation, three ways: eager, ONNX and TorchScript give the same logits, maps, heatmaps and classes.
+"""One explanation, four ways: eager, ONNX, TorchScript and torch.export give the same logits, maps and heatmaps.
 
 A new row is one line: model, layer, method, target function, whether heatmaps keep the positive part only.
 """
@@ -28,7 +28,7 @@ CLASSES = [3, -1, 7]
 
 @pytest.mark.parametrize(("name", "layer", "method", "target", "relu"), CASES)
 @pytest.mark.filterwarnings("ignore::camkit.errors.CamkitWarning")  # a random model's map may speak against a class
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", pytest.param(".pt2", marks=pytest.mark.slow)])
 def test_eager_and_exported_agree(name, layer, method, target, relu, suffix, random_model, tmp_path):
     explainer = camkit.Explainer(random_model(name), layer)
     images = zoo.inputs(name, 3, size_of(name), seed=5)

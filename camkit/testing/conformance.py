@@ -263,7 +263,7 @@ def _every_export_equals_the_oracle(case: Case) -> None:
     # an export is verified against the oracle of this package, so it cannot be imported before it
     from camkit.exports import Exporter, export
 
-    exporters: list[Exporter] = registry().values("exporter")
+    exporters: list[Exporter] = [one for one in registry().values("exporter") if one.checked]
     with tempfile.TemporaryDirectory() as folder:
         for exporter in exporters:
             path = Path(folder) / f"method{exporter.suffix}"

@@ -32,23 +32,25 @@ def vary_constants(module: nn.Module, seed: int = 0) -> None:
 
 
 @torch.no_grad()
-def settle_batch_norms(module: nn.Module, images: Tensor) -> None:
-    """Gives batch norms the statistics of what they see of images [B, C, H, W], as training does.
+def restrain_batch_norms(module: nn.Module, images: Tensor) -> None:
+    """Lets batch norms hold back what grows on the way of images [B, C, H, W], as they do after training.
 
-    Random statistics do not hold back what random weights enlarge, so that in a deep residual model one block's output
-    may be twice the block's before, and its map chaotic.
+    Variances of the size of 1 do not: in a deep residual model one block's output may be twice the block's before, and
+    its map chaotic. Nothing is enlarged; of noise a deep layer sees nearly the same, and what differs is rounding.
     """
+
+    def restrain(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        others = [axis for axis in range(inputs[0].ndim) if axis != 1]
+        variance: Tensor = norm.running_var  # type: ignore[assignment]
+        variance.copy_(torch.maximum(variance, inputs[0].square().mean(dim=others)))
+
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
-    momenta = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(restrain) for norm in norms if norm.running_var is not None]
     try:
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0
         module(images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval()
-            norm.momentum = momentum
+        for hook in hooks:
+            hook.remove()
 
 
 def _is_constant(parameter: Tensor) -> bool:

@@ -16,7 +16,7 @@ from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.publish import publish
-from camkit_export.session import INPUTS, METADATA_KEY, OUTPUTS, OnnxSession
+from camkit_export.session import METADATA_KEY, OnnxSession
 from camkit_export.trace import Graph, missing_rule
 
 OLDEST_OPSET = 18
@@ -34,10 +34,9 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
     """
     if opset < OLDEST_OPSET:
         raise CamkitError(f"The ONNX opset must be {OLDEST_OPSET} or later, not {opset}.")
-    shape = request.image_shape
 
     def write(graph: Graph, target: Path, metadata: str) -> int:
-        model = _convert(graph, shape, opset)
+        model = _convert(graph, opset)
         _strip(model)
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, metadata
@@ -49,20 +48,19 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
     return publish(request, path, write, OnnxSession)
 
 
-def _convert(graph: Graph, shape: tuple[int, int, int], opset: int) -> ModelProto:
-    example = (torch.zeros(3, *shape), torch.zeros(3, dtype=torch.int64))
+def _convert(graph: Graph, opset: int) -> ModelProto:
     batch = torch.export.Dim("batch")
-    dynamic: dict[str, Any] = {name: {0: batch} for name in INPUTS}
+    dynamic: dict[str, Any] = {name: {0: batch} for name in graph.inputs}
     with _quiet():
         try:
-            program = torch.export.export(graph, example, dynamic_shapes=dynamic)
+            program = torch.export.export(graph, graph.example, dynamic_shapes=dynamic)
             exported: Any = torch.onnx.export(
                 program,
                 (),
                 dynamo=True,
                 opset_version=opset,
-                input_names=INPUTS,
-                output_names=OUTPUTS,
+                input_names=graph.inputs,
+                output_names=graph.outputs,
                 external_data=False,
                 optimize=True,
                 verbose=False,

@@ -20,7 +20,7 @@ from pathlib import Path
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.session import METADATA_FORMAT, Session
-from camkit_export.trace import Graph, traced
+from camkit_export.trace import Graph, map_names, traced
 from camkit_export.verify import compare_session, demand, make_vectors, verify_vectors
 
 Write = Callable[[Graph, Path, str], int]
@@ -41,8 +41,13 @@ def publish(request: ExportRequest, path: Path, write: Write, open_session: Open
         {
             "format": METADATA_FORMAT,
             "image_shape": list(request.image_shape),
+            "image_type": "uint8" if request.frames else "float32",
             "classes": request.classes,
             "relu": request.relu,
+            "raw": request.raw,
+            "half": request.half,
+            "top_k": request.top_k,
+            "maps": list(map_names(request)),
             "provenance": dict(request.provenance),
             "vectors": make_vectors(request),
         }
@@ -50,7 +55,7 @@ def publish(request: ExportRequest, path: Path, write: Write, open_session: Open
     try:
         # a folder beside the file: renaming stays within one file system, and whatever a writer leaves behind goes too
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".camkit-") as folder:
-            temporary = Path(folder) / f"export{path.suffix}"
+            temporary = Path(folder) / path.name  # its suffix may have several parts
             nodes = write(graph, temporary, metadata)
             session = open_session(temporary)
             checks = (*compare_session(session, request), *verify_vectors(session))

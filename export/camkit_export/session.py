@@ -14,31 +14,45 @@ from camkit.errors import CamkitError
 from camkit_export import onnx_file
 
 METADATA_KEY = "camkit"
-METADATA_FORMAT = 1
+METADATA_FORMAT = 2
 
-# The order in which every exported graph takes its inputs and gives its outputs.
+# Of a graph of one map, what it takes and gives, in this order. With the top classes explained there is no class_index.
 INPUTS = ("image", "class_index")
 OUTPUTS = ("logits", "heatmap", "map", "explained_class")
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+
+def output_names(maps: Sequence[str], *, raw: bool = False) -> tuple[str, ...]:
+    """What a graph gives, in order; `maps` are the names of its maps, ``METHOD__LAYER``, or one empty name.
+
+    ``logits``; of each map ``heatmap__METHOD__LAYER`` and ``map__METHOD__LAYER``, or just ``heatmap`` and ``map``;
+    ``explained_class``. A raw graph gives no heatmaps.
+    """
+    kinds = ("map",) if raw else ("heatmap", "map")
+    return ("logits", *(f"{kind}__{name}" if name else kind for name in maps for kind in kinds), "explained_class")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a session answers.
+    """What a session answers of one map. Of a file that explains the top k classes, [B, …] below is [B, k, …].
 
     Attributes:
         logits: [B, classes].
-        heatmaps: [B, H, W] at the size of the images, in [0, 1]; in [-1, 1] for a file exported without ReLU.
+        heatmaps: [B, H, W] at the size of the images, in [0, 1]; in [-1, 1] for a file exported without ReLU. Empty for
+            a raw file.
         maps: [B, h, w], low resolution and signed.
         classes: [B], the class that was explained.
+        name: of one map among several, ``METHOD__LAYER``.
     """
 
     logits: Floats
     heatmaps: Floats
     maps: Floats
     classes: Integers
+    name: str = ""
 
 
 class Session(ABC):
@@ -47,11 +61,17 @@ class Session(ABC):
     Attributes:
         path: the file.
         provenance: what was exported: model, method, options, layer, class names, preprocessing, versions.
-        image_shape: (C, H, W).
+        image_shape: of one image: (C, H, W); of pictures that the file preprocesses itself, (H, W, 3).
+        image_type: the numpy type of images: float32, or uint8 for pictures.
         classes: the number of classes.
         class_names: their names, or None where the file has none.
         relu: whether heatmaps show the positive part of the map only.
-        vectors: the test vectors of the file (see `camkit_export.verify`).
+        raw: whether there are no heatmaps.
+        half: whether its weights are kept in float16.
+        top_k: how many classes are explained of each image; None where the class is an input.
+        maps: the names of the maps, ``METHOD__LAYER``; one empty name where there is one map.
+        inputs, outputs: the names of the graph's inputs and outputs, in order.
+        vectors: the test vectors of the file, one entry for each map and rank (see `camkit_export.verify`).
     """
 
     def __init__(self, path: str | Path, metadata: str | None) -> None:
@@ -65,37 +85,83 @@ class Session(ABC):
                     f"{self.path} has camkit metadata of format {facts['format']}; this camkit reads {METADATA_FORMAT}."
                 )
             self.provenance: Mapping[str, Any] = facts["provenance"]
-            channels, height, width = facts["image_shape"]
-            self.image_shape: tuple[int, int, int] = (int(channels), int(height), int(width))
+            first, second, third = facts["image_shape"]
+            self.image_shape: tuple[int, int, int] = (int(first), int(second), int(third))
+            self.image_type = {"float32": np.float32, "uint8": np.uint8}[facts["image_type"]]
             self.classes = int(facts["classes"])
-            self.relu = bool(facts["relu"])
-            self.vectors: Mapping[str, Any] = facts["vectors"]
+            self.relu, self.raw, self.half = bool(facts["relu"]), bool(facts["raw"]), bool(facts["half"])
+            self.top_k = None if facts["top_k"] is None else int(facts["top_k"])
+            self.maps: tuple[str, ...] = tuple(str(name) for name in facts["maps"])
+            self.vectors: Sequence[Mapping[str, Any]] = facts["vectors"]
             names = self.provenance.get("class_names")
             self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CamkitError(f"The camkit metadata of {self.path} is damaged: {error!r}.") from error
+        self.inputs = INPUTS if self.top_k is None else INPUTS[:1]
+        self.outputs = output_names(self.maps, raw=self.raw)
 
-    def __call__(self, images: Floats, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None) -> Result:
-        """Explains preprocessed images [B, C, H, W] in float32.
+    def __call__(
+        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> Result:
+        """Explains images: preprocessed, float32 [B, C, H, W]; or pictures, uint8 [B, H, W, 3], as the file takes them.
 
         `classes` is one class index for all images or one for each; None or a negative index: the top class.
 
         Raises:
-            CamkitError: the images have another shape or type, or a class index is too large.
+            CamkitError: the images have another shape or type, a class index is too large or may not be given, or the
+                file has several maps.
         """
+        if len(self.maps) != 1:
+            raise CamkitError(
+                f"The file {self.path} has {len(self.maps)} maps ({', '.join(self.maps)}); "
+                f"call results(...) for all of them."
+            )
+        return self.results(images, classes)[0]
+
+    def results(
+        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> list[Result]:
+        """A result for each map of the file, in the order of `maps`; arguments and errors as for a call."""
+        found = self.tensors(images, classes)
+        none = np.zeros(0, np.float32)
+        return [
+            Result(
+                found["logits"],
+                found.get(f"heatmap__{name}" if name else "heatmap", none),
+                found[f"map__{name}" if name else "map"],
+                found["explained_class"],
+                name,
+            )
+            for name in self.maps
+        ]
+
+    def tensors(
+        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """The graph's outputs by their names, in their order; arguments and errors as for a call."""
+        return dict(zip(self.outputs, self._run(*self.checked(images, classes)), strict=True))
+
+    def checked(
+        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """Images and, where the file takes them, their classes [B] as the graph takes them; as for a call."""
         images = self._checked_images(images)
-        logits, heatmaps, maps, explained = self._run(images, self._checked_classes(classes, len(images)))
-        return Result(logits, heatmaps, maps, explained)
+        if self.top_k is None:
+            return images, self._checked_classes(classes, len(images))
+        if classes is not None:
+            raise CamkitError(f"The file {self.path} explains the top {self.top_k} classes; no class can be asked for.")
+        return (images,)
 
     @abstractmethod
-    def _run(self, images: Floats, classes: Integers) -> tuple[Floats, Floats, Floats, Integers]:
-        """The outputs of the graph: logits, heatmaps, maps, explained classes."""
+    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        """The outputs of the graph for its inputs, both in the order of their names."""
 
-    def _checked_images(self, images: Floats) -> Floats:
+    def _checked_images(self, images: NDArray[Any]) -> NDArray[Any]:
         if not isinstance(images, np.ndarray):
             raise CamkitError(f"Images must be a numpy array, not {type(images).__name__}.")
-        if images.dtype != np.float32:
-            raise CamkitError(f"Images must be preprocessed and float32, not {images.dtype}.")
+        if images.dtype != self.image_type:
+            kind = "preprocessed and float32" if self.image_type is np.float32 else "pictures of whole levels, uint8"
+            raise CamkitError(f"Images must be {kind}, not {images.dtype}.")
         if images.ndim != 4 or images.shape[1:] != self.image_shape or len(images) == 0:
             wanted = ", ".join(str(size) for size in self.image_shape)
             raise CamkitError(f"Images must have the shape [batch, {wanted}], not {list(images.shape)}.")
@@ -147,11 +213,9 @@ class OnnxSession(Session):
         except Exception as error:  # its exception classes are private
             raise CamkitError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
 
-    def _run(self, images: Floats, classes: Integers) -> tuple[Floats, Floats, Floats, Integers]:
-        logits, heatmaps, maps, explained = self._engine.run(
-            list(OUTPUTS), dict(zip(INPUTS, (images, classes), strict=True))
-        )
-        return logits, heatmaps, maps, explained
+    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
+        found: list[NDArray[Any]] = self._engine.run(list(self.outputs), dict(zip(self.inputs, inputs, strict=True)))
+        return found
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -4,17 +4,19 @@ import copy
 import io
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch.fx import GraphModule
 
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.publish import publish
-from camkit_export.session import Floats, Integers, Session, read_bytes
+from camkit_export.session import Session, read_bytes
 from camkit_export.trace import Graph
 
 METADATA_FILE = "camkit.json"
@@ -29,6 +31,10 @@ _METHODS = {
     aten._unsafe_view.default: "reshape",
     aten.expand.default: "expand",
 }
+
+
+# Operators of torch's own that write or read a file of the name that they are given.
+_FILES = frozenset({"aten::save", "aten::from_file"})
 
 
 @plugin.exporter("torchscript", suffix=".pt")
@@ -63,20 +69,21 @@ class TorchScriptSession(Session):
         super().__init__(path, (metadata.decode() if isinstance(metadata, bytes) else metadata) or None)
         custom = sorted(_operators(self._module.inlined_graph))
         if custom:
-            raise CamkitError(f"{path} is refused: it uses the operator {custom[0]}, which is not torch's own.")
+            raise CamkitError(
+                f"{path} is refused: it uses the operator {custom[0]}, which "
+                f"{'touches files' if custom[0] in _FILES else 'is none of torch'}."
+            )
 
-    def _run(self, images: Floats, classes: Integers) -> tuple[Floats, Floats, Floats, Integers]:
+    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
         with torch.inference_mode():
-            outputs = self._module(torch.from_numpy(images), torch.from_numpy(classes))
-        logits, heatmaps, maps, explained = (output.numpy() for output in outputs)
-        return logits, heatmaps, maps, explained
+            return [output.numpy() for output in self._module(*map(torch.from_numpy, inputs))]
 
 
 def _operators(block: Any) -> set[str]:
-    """The kinds of the nodes in a graph and in its branches that are not torch's own."""
+    """The kinds of the nodes in a graph and in its branches that are not torch's own, or touch files."""
     found = set()
     for node in block.nodes():
-        if node.kind().split("::")[0] not in ("aten", "prim"):
+        if node.kind().split("::")[0] not in ("aten", "prim") or node.kind() in _FILES:
             found.add(str(node.kind()))
         for inner in node.blocks():
             found |= _operators(inner)
@@ -84,15 +91,18 @@ def _operators(block: Any) -> set[str]:
 
 
 def _write(graph: Graph, path: Path, metadata: str) -> int:
-    scriptable = copy.copy(graph)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # traced, as TorchScript does not compile all of Python; no size of the example stays but that of the images
-        heatmap = torch.jit.trace(graph.heatmap, torch.zeros(2, 3, 3))
-        scriptable._modules = {"explain": _scriptable(graph.explain), "heatmap": heatmap}
+        parts: dict[str, Any] = {"explain": _scriptable(graph.explain)}
+        if not graph.request.raw:
+            # traced, as TorchScript does not compile all of Python; no size of the example stays but that of the images
+            ranks = (2,) if graph.request.top_k else ()
+            parts["heatmap"] = torch.jit.trace(graph.heatmap, torch.zeros(2, *ranks, 3, 3))
         try:
-            module = torch.jit.freeze(torch.jit.script(scriptable.eval()))
+            module = torch.jit.script(GraphModule(parts, graph.graph).eval())
+            # freezing would widen weights that are kept in float16
+            module = module if graph.request.half else torch.jit.freeze(module)
         except RuntimeError as error:
             raise CamkitError(f"TorchScript cannot express the graph: {' '.join(str(error).split())[:400]}") from error
         torch.jit.save(module, buffer, _extra_files={METADATA_FILE: metadata})

@@ -1,5 +1,6 @@
 """One functional graph of an explanation: forward pass, gradient of the head, method. No autograd is left in it."""
 
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
+from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -19,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import plugin
 from camkit.errors import CamkitError
-from camkit.exports import ExportRequest
-from camkit.heatmap import heatmaps
+from camkit.exports import ExportRequest, heatmaps_of
 from camkit.registry import registry
-from camkit_export.simplify import fold_constants, out_of_place
+from camkit_export.session import INPUTS, output_names
+from camkit_export.simplify import fold_constants, halve, out_of_place
 
 # A batch size that a graph holds as a number differs between the two; neither is a size that PyTorch specialises.
 _BATCHES = (3, 5)
@@ -36,33 +38,53 @@ _ALIASES = (
 
 
 class _Heatmap(nn.Module):
-    def __init__(self, size: tuple[int, int], relu: bool) -> None:
+    def __init__(self, request: ExportRequest) -> None:
         super().__init__()
-        self.size, self.relu = size, relu
+        self.image_shape, self.frames, self.relu = request.image_shape, request.frames, request.relu
 
     def forward(self, maps: Tensor) -> Tensor:
-        return heatmaps(maps, self.size, relu=self.relu)
+        return heatmaps_of(maps, self.image_shape, self.frames, relu=self.relu)
 
 
-class Graph(nn.Module):
-    """What is written to a file: images and class indices in; logits, heatmap, map and explained class out.
+class Graph(GraphModule):
+    """What is written to a file: images and class indices in; logits, heatmaps, maps and explained classes out.
 
-    The heatmap is made around the traced graph rather than in it, so that its resize stays one operator.
+    Heatmaps are made around the traced graph rather than in it, so that their resize stays one operator.
 
     Attributes:
+        explain: the traced graph; heatmap: the resize.
+        request: what was traced.
+        inputs, outputs: the names of its inputs and outputs, in order.
         origins: for an operator of the graph, a module that uses it, as far as that is known; for error messages.
     """
 
-    def __init__(self, explain: GraphModule, size: tuple[int, int], relu: bool, origins: Mapping[str, str]) -> None:
-        super().__init__()
-        self.explain = explain
-        self.origins = origins
-        self.heatmap = _Heatmap(size, relu)
+    explain: GraphModule
 
-    def forward(self, image: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Image [B, C, H, W], class index [B] -> logits [B, classes], heatmap [B, H, W], map [B, h, w], class [B]."""
-        logits, maps, explained = self.explain(image, class_index)
-        return logits, self.heatmap(maps), maps, explained
+    def __init__(self, explain: GraphModule, request: ExportRequest, origins: Mapping[str, str]) -> None:
+        names = map_names(request)
+        inputs, outputs = INPUTS if request.top_k is None else INPUTS[:1], output_names(names, raw=request.raw)
+        graph = FxGraph()
+        given = tuple(graph.placeholder(name) for name in inputs)
+        found = graph.call_module("explain", given)
+        logits, *maps, explained = (
+            graph.call_function(operator.getitem, (found, index)) for index in range(len(names) + 2)
+        )
+        kept = [[one] if request.raw else [graph.call_module("heatmap", (one,)), one] for one in maps]
+        graph.output((logits, *(one for both in kept for one in both), explained))
+        super().__init__({"explain": explain, "heatmap": _Heatmap(request)}, graph)
+        self.request, self.inputs, self.outputs, self.origins = request, inputs, outputs, origins
+        self.example = _example(request, 3)
+
+
+def map_names(request: ExportRequest) -> tuple[str, ...]:
+    """The names of a request's maps; one empty name where there is one map."""
+    return tuple(dict.fromkeys(part.name for part in request.parts)) or ("",)
+
+
+def _example(request: ExportRequest, batch: int) -> tuple[Tensor, ...]:
+    """Inputs of a graph: images of zeros, and class 0 where the class is an input."""
+    images = torch.zeros(batch, *request.image_shape, dtype=torch.uint8 if request.frames else torch.float32)
+    return (images,) if request.top_k else (images, torch.zeros(batch, dtype=torch.int64))
 
 
 def installed_rules() -> tuple[dict[Any, Callable[..., Any]], list[type]]:
@@ -111,7 +133,10 @@ def trace(
             "the model or the method turns the number of images, or a value computed from them, into a constant."
         )
     _refuse_unconnected(graph)
-    return Graph(graph, (request.image_shape[1], request.image_shape[2]), request.relu, origins)
+    if request.half:
+        halve(graph)
+    # a new module holds what the graph still refers to, and no constant that was replaced
+    return Graph(GraphModule(graph, graph.graph), request, origins)
 
 
 def _trace(
@@ -123,12 +148,13 @@ def _trace(
         shapes = ShapeEnv(assume_static_by_default=True, duck_shape=False)
         fake = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True, allow_fallback_kernels=False)
         dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * 3
-        images, classes = (
+        images, *classes = inputs = [
             fake.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic[: tensor.dim()]))
-            for tensor in (torch.zeros(batch, *request.image_shape), torch.zeros(batch, dtype=torch.int64))
-        )
+            for tensor in _example(request, batch)
+        ]
         # both have one batch: said here, or a comparison of the two sizes would be left in the graph
-        torch._check(images.shape[0] == classes.shape[0])
+        for one in classes:
+            torch._check(images.shape[0] == one.shape[0])
         # fused attention has no backward in terms of forward operators
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(_module_names())
@@ -138,7 +164,7 @@ def _trace(
         def traced(function: Callable[..., Any]) -> GraphModule:
             table = {**dict(core_aten_decompositions().items()), **rules}
             tracer = make_fx(function, decomposition_table=table, tracing_mode="symbolic", _allow_non_fake_inputs=True)
-            return tracer(images, classes)
+            return tracer(*inputs)
 
         try:
             graph = traced(request.explain)
@@ -227,6 +253,7 @@ def _clean(graph: GraphModule) -> None:
     fold_constants(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
+        node.type = None  # the function's own annotation, which is of any number of maps
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node"):
             node.meta.pop(key, None)
     graph.delete_all_unused_submodules()
@@ -254,6 +281,6 @@ def _refuse_unconnected(graph: GraphModule) -> None:
                 continue  # depends on how many images there are, not on what they show
             dependent.add(node)
     results = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    for name, result in zip(("logits", "map"), results, strict=False):
+    for result, name in zip(results[:-1], ("logits", *["map"] * (len(results) - 2)), strict=True):
         if result not in dependent:
             raise CamkitError(f"The {name} would be frozen: it does not depend on the image in the traced graph.")

@@ -31,3 +31,10 @@ def small_pt(small, tmp_path_factory):
     from camkit_export.torchscript import export_torchscript
 
     return export_torchscript(small, tmp_path_factory.mktemp("torchscript") / "small.pt").path
+
+
+@pytest.fixture(scope="session")
+def small_pt2(small, tmp_path_factory):
+    from camkit_export.pt2 import export_pt2
+
+    return export_pt2(small, tmp_path_factory.mktemp("pt2") / "small.pt2").path

@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
 
 from camkit_export.onnx import export_onnx
+from camkit_export.pt2 import export_pt2
 from camkit_export.torchscript import export_torchscript
 from standin import layercam, make_request
 
@@ -60,7 +61,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("export", "suffix"), [(export_onnx, "onnx"), (export_torchscript, "pt")])
+@pytest.mark.parametrize(
+    ("export", "suffix"),
+    [
+        (export_onnx, "onnx"),
+        (export_torchscript, "pt"),
+        pytest.param(export_pt2, "pt2", marks=pytest.mark.slow),  # the graph as it was traced
+    ],
+)
 def test_export(case, export, suffix, tmp_path):
     torch.manual_seed(0)
     report = export(CASES[case](), tmp_path / f"a.{suffix}")

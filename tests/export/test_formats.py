@@ -52,6 +52,8 @@ def test_formats_are_registered():
     found = {exporter.name: exporter.suffix for exporter in registry().values("exporter")}
     assert found["onnx"] == ".onnx"
     assert found["torchscript"] == ".pt"
+    assert found["pt2"] == ".pt2"
+    assert found["aotinductor"] == ".aoti.pt2"
     assert [item.name for item in registry().items("decomposition") if item.error] == []
     assert "aten.avg_pool2d_backward.default" in registry().names("decomposition")
 

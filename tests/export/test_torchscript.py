@@ -108,3 +108,16 @@ def test_custom_operator_is_refused(small_pt, tmp_path):
     torch.jit.save(torch.jit.script(Custom()), tmp_path / "a.pt", _extra_files={METADATA_FILE: metadata})
     with pytest.raises(CamkitError, match="camkit_test::twice"):
         TorchScriptSession(tmp_path / "a.pt")
+
+
+def test_operators_that_touch_files_are_refused(small_pt, tmp_path):
+    class Saves(torch.nn.Module):
+        def forward(self, image: torch.Tensor, class_index: torch.Tensor) -> torch.Tensor:
+            torch.save(image, "spoilt")
+            return image
+
+    extra = {METADATA_FILE: ""}
+    torch.jit.load(small_pt, _extra_files=extra)
+    torch.jit.save(torch.jit.script(Saves()), tmp_path / "a.pt", _extra_files=extra)
+    with pytest.raises(CamkitError, match=r"aten::save, which touches files"):
+        TorchScriptSession(tmp_path / "a.pt")

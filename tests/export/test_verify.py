@@ -129,9 +129,9 @@ def weights_changed(model):
 
 def vectors_changed(model):
     facts = json.loads(model.metadata_props[0].value)
-    maps = np.frombuffer(base64.b64decode(facts["vectors"]["maps"]["float32"]), "<f4").copy()
+    maps = np.frombuffer(base64.b64decode(facts["vectors"][0]["maps"]["float32"]), "<f4").copy()
     maps[5] += 1e-3 * np.abs(maps).max()
-    facts["vectors"]["maps"]["float32"] = base64.b64encode(maps.tobytes()).decode()
+    facts["vectors"][0]["maps"]["float32"] = base64.b64encode(maps.tobytes()).decode()
     model.metadata_props[0].value = json.dumps(facts)
 
 
@@ -159,7 +159,7 @@ def test_changed_file_fails_its_vectors(small_onnx, tmp_path, change, name):
 def test_damaged_vectors_are_refused(small_onnx, tmp_path, change):
     model = onnx.load(small_onnx)
     facts = json.loads(model.metadata_props[0].value)
-    facts["vectors"].update(change)
+    facts["vectors"][0].update(change)
     model.metadata_props[0].value = json.dumps(facts)
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(CamkitError, match=r"test vectors of .* are damaged"):
