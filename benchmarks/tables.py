@@ -49,14 +49,19 @@ def document(results: Results, command: str) -> str:
 
 
 def environment(results: Results) -> str:
-    """The machine and the versions."""
-    facts = [
-        ("CPU", f"{_processor()}, {THREADS} threads"),
-        ("Python", platform.python_version()),
-        *((name, found) for name in DISTRIBUTIONS if (found := _version(name))),
-    ]
-    lines = [f"* {name}: {value}" for name, value in facts]
+    """The machine, the versions and the images."""
+    lines = machine(f"{THREADS} threads", DISTRIBUTIONS)
     return "\n".join([*lines, f"* images: 3x{results.size}x{results.size}, random; models: random weights"])
+
+
+def machine(processors: str, distributions: Iterable[str]) -> list[str]:
+    """Lines with the machine, of which `processors` were used, and the versions of what is installed."""
+    facts = [
+        ("CPU", f"{_processor()}, {processors}"),
+        ("Python", platform.python_version()),
+        *((name, found) for name in distributions if (found := _version(name))),
+    ]
+    return [f"* {name}: {value}" for name, value in facts]
 
 
 def _times(results: Results) -> list[str]:

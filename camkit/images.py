@@ -1,5 +1,6 @@
 """Image files: which ones a path means, and how one is read as 8-bit RGB the way that it is meant to look."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,26 @@ def read_image(path: Path | str) -> Image.Image:
     path = Path(path)
     if path.is_dir():
         raise CamkitError(f"'{path}' is a folder, not an image.")
+    return _read(path, path)
+
+
+def decode_image(content: bytes, name: str, *, most_pixels: int) -> Image.Image:
+    """The picture in the content of an image file, as `read_image` gives it; errors call it by `name`.
+
+    Raises:
+        CamkitError: as for `read_image`, or it has more than `most_pixels`, which is found out before it is decoded.
+    """
+    return _read(io.BytesIO(content), name, most_pixels)
+
+
+def _read(source: Path | io.BytesIO, path: Path | str, most_pixels: int | None = None) -> Image.Image:
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(source, formats=_formats()) as image:
             _require_size(path, image.size)
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise CamkitError(
+                    f"The image '{path}' is {image.width}x{image.height} pixels; at most {most_pixels} are taken."
+                )
             upright = ImageOps.exif_transpose(image)
             return _rgb(upright, path)
     except CamkitError:
@@ -98,7 +116,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _require_size(path: Path, size: tuple[int, int]) -> None:
+def _require_size(path: Path | str, size: tuple[int, int]) -> None:
     if min(size) < SMALLEST_SIDE:
         width, height = size
         raise CamkitError(
@@ -106,7 +124,7 @@ def _require_size(path: Path, size: tuple[int, int]) -> None:
         )
 
 
-def _rgb(image: Image.Image, path: Path) -> Image.Image:
+def _rgb(image: Image.Image, path: Path | str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
     if image.has_transparency_data:
@@ -116,7 +134,7 @@ def _rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+def _eight_bits(values: NDArray[Any], path: Path | str) -> NDArray[np.uint8]:
     exact = values.astype(np.float64)
     if not np.isfinite(exact).all():
         raise CamkitError(f"The image '{path}' holds values that are not finite.")

@@ -24,6 +24,7 @@ Box = tuple[float, float, float, float]
 SEQUENTIAL = "turbo"
 DIVERGING = "bwr"
 QUALITATIVE = "tab10"
+SHORTEST_SIDE = 224
 
 
 def overlay(
@@ -142,6 +143,11 @@ def upscale(image: NDArray[Any], factor: int) -> NDArray[Any]:
     interpolation = cv2.INTER_CUBIC if image.dtype == np.uint8 else cv2.INTER_LINEAR
     size = (image.shape[1] * factor, image.shape[0] * factor)
     return np.asarray(cv2.resize(image, size, interpolation=interpolation))
+
+
+def enlarged(image: Image) -> Image:
+    """An image [H, W, 3] uint8, enlarged as often as it takes for no side to be shorter than `SHORTEST_SIDE` pixels."""
+    return np.asarray(upscale(image, -(-SHORTEST_SIDE // min(image.shape[:2]))))
 
 
 def comparison_grid(

@@ -43,3 +43,12 @@ def random_model():
 def watch():
     """Registers a model of the test's own, which must be as it was when the test ends."""
     return zoo.watch
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A folder with gradcam.onnx and gradcam.pt of a small model; `serve_process.small_explainer` explains the same."""
+    # here, since it imports the exporters, which few tests need
+    import serve_process
+
+    return serve_process.exported(tmp_path_factory)

@@ -139,3 +139,15 @@ def test_costs_are_extrapolated_from_the_difference(monkeypatch: pytest.MonkeyPa
     before, partial = [Cost(2.0, 1.0), Cost(4.0, 2.0)], [Cost(5.0, 2.5), Cost(6.0, 4.0)]
     assert rows.extrapolated(before, partial, 1) == partial
     assert rows.extrapolated(before, partial, 16) == [Cost(50.0, 25.0), Cost(36.0, 34.0)]
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_server_fills_every_row(tmp_path: Path) -> None:
+    page = tmp_path / "serve.md"
+    command = [sys.executable, str(BENCHMARKS / "serve.py"), "--quick", "--model", "demo:resnet", "--write", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if re.match(r"\| (tensor|photo)", line)]
+    assert [row[2] for row in rows] == ["one by one", "batched"] * 3
+    assert all(float(cell.strip(" |")) > 0 for row in rows for cell in row[3:])
+    assert str(tmp_path) not in page.read_text()

@@ -19,7 +19,7 @@ from commandline import process, run, succeed
 
 SCENES = Path(demo.__file__).with_name("images")
 SCENE = SCENES / "scene-01.png"
-COMMANDS = ["demo", "explain", "export", "verify", "plugins", "new-plugin", "adapters", "doctor", "summary"]
+COMMANDS = ["demo", "explain", "export", "verify", "serve", "plugins", "new-plugin", "adapters", "doctor", "summary"]
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "cv2", "matplotlib"}
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from camkit.targets import Target
 
 VARIANTS = {"relu": "ReLU", "signed": "no ReLU", "counterfactual": "counterfactual"}
-SHORTEST_SIDE = 224
 LONGEST_TABLE = 60
 
 
@@ -75,12 +74,13 @@ def explain(
     One command takes several methods, layers, targets and variants: each combination becomes an overlay and a JSON
     line, and a cell of the image's grid, whose rows are targets and layers, and whose columns methods and variants.
     """
+    import numpy as np
     import torch
 
     from camkit import output as files
     from camkit.images import find_images, read_image
     from camkit.progress import shown_in
-    from camkit.visualize import check_colormap
+    from camkit.visualize import check_colormap, enlarged
 
     methods, variants = comma_separated(method), comma_separated(variant)
     for one in variants:
@@ -113,7 +113,7 @@ def explain(
                 tensors, views = loaded.read(batch)
                 cells = list(question.cells(explainer, tensors))
                 for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
-                    drawing = Drawing(_enlarged(views[index]), index, colormap, alpha)
+                    drawing = Drawing(enlarged(np.asarray(views[index])), index, colormap, alpha)
                     made = drawing.save(cells, folder, stem, title=path.name)
                     for cell, name in zip(cells, made, strict=True):
                         record = cell.explanation.record(index)
@@ -292,15 +292,6 @@ def _distinct(names: Iterable[str]) -> list[str]:
         taken.add(distinct.lower())
         found.append(distinct)
     return found
-
-
-def _enlarged(view: Any) -> Any:
-    import numpy as np
-
-    from camkit.visualize import upscale
-
-    picture = np.asarray(view)
-    return upscale(picture, -(-SHORTEST_SIDE // min(picture.shape[:2])))
 
 
 def _predicted(prediction: dict[str, Any] | None) -> str:

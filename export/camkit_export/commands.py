@@ -8,29 +8,49 @@ from rich.table import Table
 from rich.text import Text
 
 from camkit.cli import printing
-from camkit.cli.options import ModelOptions, parse_options, with_model
+from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
 from camkit.errors import CamkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from camkit.check import Check
+    from camkit.explain import Explainer
+    from camkit_export.session import Session
 
 
 @with_model()
 def export(
     options: ModelOptions,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.onnx|FILE.pt", help="The file; its suffix is the format.")
-    ],
-    method: Annotated[str, typer.Option(help="The method.")] = "gradcam",
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.onnx|.pt|.pt2|…", help="The file; its suffix is the format."),
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A model repository of Triton, to which the model is added.")
+    ] = None,
+    method: Annotated[str, typer.Option(metavar="A,B", help="The methods, one map each.")] = "gradcam",
     option: Annotated[
         list[str] | None, typer.Option(metavar="A.name=value", help="An option of the method or target; repeatable.")
     ] = None,
-    layer: Annotated[str | None, typer.Option(help="The target layer; by default the adapter's.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The target layers; by default the adapter's.")
+    ] = None,
     target: Annotated[str, typer.Option(help="The target function: class, counterfactual …")] = "class",
+    top_k: Annotated[
+        int | None, typer.Option(help="Explain so many of the highest classes, instead of one that is asked for.")
+    ] = None,
     signed: Annotated[bool, typer.Option("--signed", help="Heatmaps without ReLU, in [-1, 1].")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="No heatmaps, the small maps alone.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Weights in float16, half as large.")] = False,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Take pictures, uint8 [batch, H, W, 3].")
+    ] = False,
+    frame_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="The size of those pictures; by default the model's input.")
+    ] = None,
     opset: Annotated[int | None, typer.Option(help="The ONNX opset, 18 or later.")] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="onnx, torchscript, pt2, aotinductor …")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
 ) -> None:
     """Write prediction and heatmap as one verified graph.
@@ -41,41 +61,60 @@ def export(
     import torch
 
     from camkit.exports import export as write
+    from camkit.output import file_name
+    from camkit_export.triton import destination, write_model
 
     torch.manual_seed(seed)
-    explainer, _ = options.explainer(layer)
+    methods, layers = comma_separated(method), comma_separated(layer)
     format_options: dict[str, Any] = {} if opset is None else {"opset": opset}
     console = printing.console()
-    with console.status("Tracing, writing and verifying …"):
+    with (
+        destination(output, triton, file_name(options.model, method)) as path,
+        console.status("Tracing, writing and verifying …"),
+    ):
+        explainer, _ = options.explainer()
         report = write(
             explainer,
-            output,
-            method,
+            path,
+            methods,
+            layer=layers or None,
             target=target,
-            options=parse_options(option or [], [method], [target]),
+            options=parse_options(option or [], methods, [target]),
             relu=not signed,
+            top_k=top_k,
+            frame_size=_frame_size(explainer, with_preprocessing, frame_size),
+            raw=raw,
+            half=half,
+            format=file_format,
             **format_options,
         )
+        size = report.path.stat().st_size / 2**20
+        added = write_model(path, triton) if triton else None
     console.print(_table(report.checks))
-    size = report.path.stat().st_size / 2**20
-    printing.line(f"Wrote {report.path} ({report.nodes} nodes, {size:.1f} MB), verified.")
+    written = " and ".join(str(one) for one in (output, added) if one)
+    printing.line(f"Wrote {written} ({report.nodes} nodes, {size:.1f} MB), verified.")
 
 
 @with_model(required=False)
 def verify(
     options: ModelOptions,
     file: Annotated[Path, typer.Argument(help="An exported file.", show_default=False)],
+    file_format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="The format; 'aotinductor' runs native code.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights, as given to camkit export.")] = 0,
 ) -> None:
     """Check an exported file against its own test vectors.
 
     With --model it is compared with PyTorch too, on other images.
     """
-    from camkit_export.verify import verify_file
+    import camkit
+    from camkit_export.verify import verify_vectors
 
-    checks = verify_file(file)
+    session: Session = camkit.load(file, format=file_format)
+    checks = verify_vectors(session)
     if options.model:
-        checks = (*checks, *_against_model(file, options, seed))
+        checks = (*checks, *_against_model(session, options, seed))
     console = printing.console()
     console.print(_table(checks))
     failed = [check for check in checks if not check.passed]
@@ -88,30 +127,53 @@ def verify(
     printing.line(f"{file} gives what it should.")
 
 
-def _against_model(file: Path, options: ModelOptions, seed: int) -> "tuple[Check, ...]":
+def _against_model(session: "Session", options: ModelOptions, seed: int) -> "tuple[Check, ...]":
+    import numpy as np
     import torch
 
-    import camkit
     from camkit.exports import request
-    from camkit_export.verify import compare
+    from camkit_export.verify import compare_session
 
     torch.manual_seed(seed)
-    session = camkit.load(file)
     facts = session.provenance
-    explainer, _ = options.explainer(facts["layer"])
+    maps = facts.get("maps", [facts])
+    pictures = session.image_type is np.uint8
+    explainer, _ = options.explainer()
     asked = request(
         explainer,
-        facts["method"],
+        list(dict.fromkeys(one["method"] for one in maps)),
+        layer=list(dict.fromkeys(one["layer"] for one in maps if one["layer"])) or None,
         target=facts["target"],
-        options={**_named(facts["method"], facts["options"]), **_named(facts["target"], facts.get("target_options"))},
+        options={
+            f"{owner}.{name}": value
+            for owner, given in (
+                (facts["target"], facts["target_options"]),
+                *((m["method"], m["options"]) for m in maps),
+            )
+            for name, value in given.items()
+        },
         relu=session.relu,
-        images=torch.randn(1, *session.image_shape),
+        images=None if pictures else torch.randn(1, *session.image_shape),
+        top_k=session.top_k,
+        frame_size=session.image_shape[:2] if pictures else None,
+        raw=session.raw,
+        half=session.half,
     )
-    return compare(file, asked)
+    return compare_session(session, asked)
 
 
-def _named(owner: str, options: "Mapping[str, Any] | None") -> dict[str, Any]:
-    return {f"{owner}.{name}": value for name, value in (options or {}).items()}
+def _frame_size(explainer: "Explainer", wanted: bool, text: str | None) -> tuple[int, int] | None:
+    """Height and width of the pictures that a graph preprocesses; None where it takes preprocessed images."""
+    if text is not None:
+        height, separator, width = text.partition("x")
+        if not (separator and height.isdigit() and width.isdigit() and int(height) and int(width)):
+            raise CamkitError(f"--frame-size was '{text}'; height x width in pixels is expected, such as 480x640.")
+        return int(height), int(width)
+    if not wanted:
+        return None
+    if explainer.preprocessing is None:
+        raise CamkitError("The model's preprocessing is not known, so that it cannot be written into the graph.")
+    return explainer.preprocessing.size
 
 
 def _table(checks: "tuple[Check, ...]") -> Table:
