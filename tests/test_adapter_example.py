@@ -104,7 +104,7 @@ def test_with_the_adapter_every_promise_is_kept(model: camkit.LoadedModel, watch
     assert (report.adapter, report.rule) == ("my.sign-transformer", "given in my_adapter.toml")
     assert (report.layer, report.layout) == ("blocks.3.norm1", "tokens(prefix 3, grid 6x24)")
     assert (report.grid, report.channels) == ((6, 24), 48)
-    assert report.follows > 0.95
+    assert report.follows > 0.9
     assert report.gradient_share == 1
     assert report.error < 1e-4
     assert report.layers == {"middle": "blocks.1 6x24", "stem": "stem 24x48"}

@@ -1,5 +1,6 @@
 """The forms of an exported graph: several classes, several maps, pictures in, maps alone, weights in float16."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +183,9 @@ def test_what_cannot_be_is_refused(case, tmp_path: Path):
 
 
 def test_top_classes_of_a_model_without_classes_are_refused():
-    encoder = Explainer(zoo.random_model("timm:vit"), "last")
-    encoder.module.reset_classifier(0)
+    module = copy.deepcopy(zoo.random_model("timm:vit"))
+    module.reset_classifier(0)
+    encoder = Explainer(module, "last")
     with zoo.refused("only of a target that is a class's"):
         request(encoder, top_k=1, target="embedding", images=zoo.images(1, 48))
 
