@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import tables
 from tables import environment, table
 from timing import Spread, Timing
 
@@ -26,7 +25,7 @@ def document(results: Results, command: str) -> str:
         f"What Grad-CAM of {results.model} costs in each exported format, in multiples of PyTorch's plain forward. How "
         "this is measured and how to read it: [benchmarks/README.md](../benchmarks/README.md). This page is written by",
         f"```\n{command}\n```",
-        environment(tables.Results(results.rounds, results.size, [])),
+        environment(results.size),
         "## Time",
         f"Median of {results.rounds} rounds, with the lowest and the highest: time on the clock, and CPU time, each "
         "divided by that of the plain forwards before and after.",

@@ -4,8 +4,8 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
+from torch import nn
 
 import camkit
 import explain
+import serving
 from contestants import CAMKIT, CASES, CLASS, PLAIN, Call, Case, ignore_warnings, make_images, ready
 from format_tables import Results, document
 from tables import command
@@ -86,30 +87,18 @@ def measure(
         call = partial(_session(name, path, threads), images.numpy(), np.full(batch, CLASS))
         contestants[name] = partial(nullcontext, call)
     title = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
-    with explain.rounds(progress, title, contestants, options.rounds) as go, _plain(model, images) as reference:
+    with (
+        explain.rounds(progress, title, contestants, options.rounds) as go,
+        ready(PLAIN, model, case, images) as reference,
+    ):
         results.times[setting] = interleave(reference, contestants, options.rounds, go)
-
-
-@contextmanager
-def _plain(model: nn.Module, images: Tensor) -> Iterator[Call]:
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return model(images)
-
-    yield run
 
 
 def _session(name: str, path: Path, threads: int) -> Callable[..., object]:
     """As its users would open it; ONNX Runtime has threads of its own, which are told how many they are."""
     session = camkit.load(path, format=name)
     if name == "onnx":
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.log_severity_level = 3
-        session._engine = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        session._engine = serving.open_graph(path, threads)
     return session
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import tables
 from contestants import PLAIN
 from rows import ABLATION, BY_HAND, CAMKIT, EVERY, GRAD_CAM, LIBRARIES, SCORE, SUBSETS, name_of, titles
 from tables import environment, ratio, seconds, table
@@ -40,7 +39,7 @@ def document(results: Results, command: str) -> str:
         "of the plain forward pass. How this is measured and how to read it: "
         "[benchmarks/README.md](../benchmarks/README.md). This page is written by",
         f"```\n{command}\n```",
-        environment(tables.Results(results.rounds, results.size, [1])),
+        environment(results.size),
     ]
     for model in dict.fromkeys([*results.times, *results.memory]):
         parts += [f"## {model}", *_model(results, model)]

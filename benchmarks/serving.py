@@ -44,8 +44,8 @@ def contestants(
     """The plain graph, which is the reference, and whoever is compared with it."""
     feed = {"image": images.numpy()}
     classes = {"class_index": np.full(len(images), CLASS, dtype=np.int64)}
-    plain_call = partial(_session(paths[PLAIN_GRAPH]).run, None, feed)
-    cam_call = partial(_session(paths[CAM_GRAPH]).run, None, feed | classes)
+    plain_call = partial(open_graph(paths[PLAIN_GRAPH]).run, None, feed)
+    cam_call = partial(open_graph(paths[CAM_GRAPH]).run, None, feed | classes)
     return plain_call, {
         PLAIN_GRAPH: lambda: nullcontext(plain_call),
         CAM_GRAPH: lambda: nullcontext(cam_call),
@@ -53,11 +53,12 @@ def contestants(
     }
 
 
-def _session(path: Path) -> Any:
+def open_graph(path: Path, threads: int = THREADS) -> Any:
+    """A file in ONNX Runtime, with so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     # threads that wait must not use the CPU, whose time is what is measured
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

@@ -39,7 +39,7 @@ def document(results: Results, command: str) -> str:
         "What an explanation costs, in multiples of the plain forward pass that it contains. How this is measured and "
         "how to read it: [benchmarks/README.md](../benchmarks/README.md). This page is written by",
         f"```\n{command}\n```",
-        environment(results),
+        environment(results.size),
     ]
     parts += _times(results)
     parts += _memory(results)
@@ -48,10 +48,10 @@ def document(results: Results, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def environment(results: Results) -> str:
+def environment(size: int) -> str:
     """The machine, the versions and the images."""
     lines = machine(f"{THREADS} threads", DISTRIBUTIONS)
-    return "\n".join([*lines, f"* images: 3x{results.size}x{results.size}, random; models: random weights"])
+    return "\n".join([*lines, f"* images: 3x{size}x{size}, random; models: random weights"])
 
 
 def machine(processors: str, distributions: Iterable[str]) -> list[str]:

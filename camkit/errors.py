@@ -39,6 +39,11 @@ def unknown(kind: str, name: str, candidates: Iterable[str], hint: str = "") -> 
     return CamkitError(f"There is no {kind} '{name}'" + (f"; {ending}" if ending else "."))
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says in its first line; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip()
+
+
 def _either(names: list[str]) -> str:
     quoted = [f"'{name}'" for name in names]
     return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" or {quoted[-1]}"

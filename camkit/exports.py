@@ -17,7 +17,7 @@ from camkit.frames import Frames
 from camkit.heatmap import heatmaps
 from camkit.injection import Signature, own_options, parse_signature
 from camkit.plan import Plan, refuse_untraceable, traceable
-from camkit.preprocessing import Size
+from camkit.preprocessing import Preprocessing, Size
 from camkit.registry import registry
 from camkit.serving import suffix_of
 from camkit.targets import Target
@@ -45,7 +45,7 @@ class ExportRequest:
             can be traced with `make_fx`. A negative class index means the top class of that image. With `top_k` it
             takes the images alone; maps are [B, k, h, w] and explained classes [B, k].
         oracle: for one map the same in float64 by plain hooks and full autograd, without a cut: ``(images, class_index)
-            -> (logits, maps)``.
+            -> (logits, maps)``. Where there are parts, each has its own.
         image_shape: the shape of one image: (C, H, W), preprocessed; of frames (H, W, 3).
         classes: the number of logits.
         relu: whether the heatmap keeps the positive part of the map only.
@@ -280,7 +280,6 @@ def request(
     ]
     return replace(
         whole,
-        oracle=parts[0].oracle,
         parts=tuple(parts),
         provenance={
             **whole.provenance,
@@ -354,14 +353,20 @@ def _of_frames(explain: Explain, frames: Frames | None) -> Explain:
 def _frames(explainer: Explainer, size: Size | None, example: Tensor) -> Frames | None:
     if size is None:
         return None
-    if explainer.preprocessing is None:
-        raise CamkitError("The model's preprocessing is not known, so that it cannot be written into the graph.")
-    if explainer.preprocessing.size != (example.shape[2], example.shape[3]):
+    preprocessing = require_preprocessing(explainer)
+    if preprocessing.size != (example.shape[2], example.shape[3]):
         raise CamkitError(
             f"The images given are {example.shape[2]}x{example.shape[3]}, but the preprocessing makes "
-            f"{explainer.preprocessing.size[0]}x{explainer.preprocessing.size[1]}; leave one of the two out."
+            f"{preprocessing.size[0]}x{preprocessing.size[1]}; leave one of the two out."
         )
-    return Frames(explainer.preprocessing, (int(size[0]), int(size[1])))
+    return Frames(preprocessing, (int(size[0]), int(size[1])))
+
+
+def require_preprocessing(explainer: Explainer) -> Preprocessing:
+    """The model's preprocessing, for a graph that holds it; a CamkitError where it is not known."""
+    if explainer.preprocessing is None:
+        raise CamkitError("The model's preprocessing is not known, so that it cannot be written into the graph.")
+    return explainer.preprocessing
 
 
 def _check_top_k(top_k: int | None, classes: int, of_classes: bool) -> None:

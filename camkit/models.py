@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from camkit.checkpoint import fit, load_checkpoint, load_into
-from camkit.errors import CamkitError, suggestion, unknown
+from camkit.errors import CamkitError, first_line, suggestion, unknown
 from camkit.images import read_image
 from camkit.labels import read_labels
 from camkit.preprocessing import Preprocessing
@@ -221,7 +221,7 @@ def _device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=found)
     # An unknown name raises RuntimeError, a device that torch was not built for AssertionError or others.
     except Exception as error:
-        raise CamkitError(f"The device '{device}' cannot be used: {str(error).splitlines()[0]}") from error
+        raise CamkitError(f"The device '{device}' cannot be used: {first_line(error)}") from error
     return found
 
 

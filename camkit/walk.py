@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from camkit.cut import frozen, lock, unwrap
-from camkit.errors import CamkitError, unknown
+from camkit.errors import CamkitError, first_line, unknown
 
 Layout = Literal["NCHW", "NHWC", "tokens", "none"]
 
@@ -358,16 +358,16 @@ def _backward(score: Tensor, leaf: Tensor) -> None:
     try:
         torch.autograd.grad(score, leaf, allow_unused=True)
     except RuntimeError as error:
-        raise CamkitError(f"The gradient of the class score cannot be computed: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CamkitError(
+            f"The gradient of the class score cannot be computed: {first_line(error).rstrip('.')}."
+        ) from error
 
 
 def _failure(running: list[str], images: Tensor, error: Exception) -> str:
     place = f" at layer '{running[-1]}'" if running and running[-1] else ""
-    return f"The model cannot run on images {list(images.shape)}: it fails{place} with: {_first_line(error)}."
+    return (
+        f"The model cannot run on images {list(images.shape)}: it fails{place} with: {first_line(error).rstrip('.')}."
+    )
 
 
 def _cuts(score: Tensor) -> set[Any]:

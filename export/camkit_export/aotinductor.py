@@ -1,32 +1,31 @@
 """AOTInductor: the graph compiled for one kind of processor, in a package that torch loads as native code."""
 
-import contextlib
 import io
 import json
-import logging
 import os
 import platform
 import re
 import sys
-import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from numpy.typing import NDArray
 
 from camkit import plugin
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.program import exported_program
-from camkit_export.pt2_file import METADATA_FILE
 from camkit_export.publish import publish
-from camkit_export.session import Session
+from camkit_export.quiet import quiet
+from camkit_export.session import METADATA_FILE
+from camkit_export.torch_session import TorchSession
 from camkit_export.trace import Graph
 
 SUFFIX = ".aoti.pt2"
+
+_LOGGERS = ("torch.export", "torch._inductor", "torch.utils.cpp_extension")
 
 # Instructions that a package may use, and whether this processor has them. Without them the process would end.
 _INSTRUCTIONS = {"AVX512": torch.cpu._is_avx512_supported, "AVX2": torch.cpu._is_avx2_supported}
@@ -43,7 +42,7 @@ def export_aotinductor(request: ExportRequest, path: Path) -> ExportReport:
     return publish(request, path, _write, AOTInductorSession)
 
 
-class AOTInductorSession(Session):
+class AOTInductorSession(TorchSession):
     """An exported ``.aoti.pt2`` file, which is native code: opening it runs what its author wrote into it.
 
     Raises:
@@ -57,14 +56,10 @@ class AOTInductorSession(Session):
         if unmet:
             raise CamkitError(f"{path} was compiled for {unmet}, which this machine has not; export it here.")
         try:
-            with _quiet():
-                self._model = torch._inductor.aoti_load_package(str(path))
+            with quiet(*_LOGGERS):
+                self._graph = torch._inductor.aoti_load_package(str(path))
         except Exception as error:  # its loader raises whatever the library leads to
-            raise CamkitError(f"torch cannot load {path}: {_first_line(error)}") from error
-
-    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        with torch.inference_mode():
-            return [output.numpy() for output in self._model(*map(torch.from_numpy, inputs))]
+            raise CamkitError(f"torch cannot load {path}: {first_line(error)[:400]}") from error
 
 
 def only_by_name(path: Path) -> NoReturn:
@@ -79,10 +74,10 @@ def _write(graph: Graph, path: Path, metadata: str) -> int:
     program = exported_program(graph)
     package = path.parent / "package.pt2"  # torch takes no other suffix
     try:
-        with _quiet():
+        with quiet(*_LOGGERS):
             torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_settings())
     except Exception as error:  # of the compiler's many, its user gets one sentence
-        raise CamkitError(f"AOTInductor cannot compile the graph: {_first_line(error)}") from error
+        raise CamkitError(f"AOTInductor cannot compile the graph: {first_line(error)[:400]}") from error
     path.write_bytes(_published(package, metadata))
     return len(program.graph.nodes)
 
@@ -156,23 +151,3 @@ def _settings() -> dict[str, bool]:
     if hasattr(config.aot_inductor, "enable_line_tables"):  # older ones write none
         settings["aot_inductor.enable_line_tables"] = False
     return settings
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip()[:400] for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what compiler and loader say about their progress; what goes wrong is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._inductor", "torch.utils.cpp_extension")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -128,7 +128,6 @@ def verify(
 
 
 def _against_model(session: "Session", options: ModelOptions, seed: int) -> "tuple[Check, ...]":
-    import numpy as np
     import torch
 
     from camkit.exports import request
@@ -136,8 +135,7 @@ def _against_model(session: "Session", options: ModelOptions, seed: int) -> "tup
 
     torch.manual_seed(seed)
     facts = session.provenance
-    maps = facts.get("maps", [facts])
-    pictures = session.image_type is np.uint8
+    maps = session.map_facts
     explainer, _ = options.explainer()
     asked = request(
         explainer,
@@ -153,9 +151,9 @@ def _against_model(session: "Session", options: ModelOptions, seed: int) -> "tup
             for name, value in given.items()
         },
         relu=session.relu,
-        images=None if pictures else torch.randn(1, *session.image_shape),
+        images=None if session.takes_pictures else torch.randn(1, *session.image_shape),
         top_k=session.top_k,
-        frame_size=session.image_shape[:2] if pictures else None,
+        frame_size=session.image_shape[:2] if session.takes_pictures else None,
         raw=session.raw,
         half=session.half,
     )
@@ -171,9 +169,9 @@ def _frame_size(explainer: "Explainer", wanted: bool, text: str | None) -> tuple
         return int(height), int(width)
     if not wanted:
         return None
-    if explainer.preprocessing is None:
-        raise CamkitError("The model's preprocessing is not known, so that it cannot be written into the graph.")
-    return explainer.preprocessing.size
+    from camkit.exports import require_preprocessing
+
+    return require_preprocessing(explainer).size
 
 
 def _table(checks: "tuple[Check, ...]") -> Table:

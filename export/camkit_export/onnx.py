@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from onnx import GraphProto, ModelProto
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
+from camkit_export.program import captured
 from camkit_export.publish import publish
+from camkit_export.quiet import quiet
 from camkit_export.session import METADATA_KEY, OnnxSession
 from camkit_export.trace import Graph, missing_rule
 
@@ -49,13 +49,10 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
-    batch = torch.export.Dim("batch")
-    dynamic: dict[str, Any] = {name: {0: batch} for name in graph.inputs}
-    with _quiet():
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
         try:
-            program = torch.export.export(graph, graph.example, dynamic_shapes=dynamic)
             exported: Any = torch.onnx.export(
-                program,
+                captured(graph),
                 (),
                 dynamo=True,
                 opset_version=opset,
@@ -84,22 +81,6 @@ def _explained(error: BaseException, origins: Mapping[str, str]) -> CamkitError:
         return CamkitError(f"The ONNX exporter failed: {reason[:400]}")
     operator = f"{missing[1]}.{missing[2]}"
     return missing_rule(operator, origins.get(operator))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what the exporters say about their progress; what goes wrong is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _strip(model: ModelProto) -> None:

@@ -1,12 +1,17 @@
-"""The graph of an explanation as an ExportedProgram: what is written as .pt2, and what AOTInductor compiles."""
-
-import warnings
+"""The graph of an explanation as an ExportedProgram: what every format but TorchScript is made of."""
 
 import torch
 from torch.export import ExportedProgram
 
 from camkit.errors import CamkitError
+from camkit_export.quiet import quiet
 from camkit_export.trace import Graph
+
+
+def captured(graph: Graph) -> ExportedProgram:
+    """The graph with a dynamic batch; raises whatever torch.export stumbles over."""
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(graph, graph.example, dynamic_shapes=dict.fromkeys(graph.inputs, batch))
 
 
 def exported_program(graph: Graph) -> ExportedProgram:
@@ -15,11 +20,9 @@ def exported_program(graph: Graph) -> ExportedProgram:
     Raises:
         CamkitError: torch.export does not take the graph.
     """
-    batch = {0: torch.export.Dim("batch")}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(graph, graph.example, dynamic_shapes=dict.fromkeys(graph.inputs, batch))
+        with quiet():
+            program = captured(graph)
     except Exception as error:  # whatever the exporter stumbles over, its user gets one sentence
         raise CamkitError(f"torch.export cannot take the graph: {' '.join(str(error).split())[:400]}") from error
     for node in program.graph.nodes:

@@ -1,23 +1,19 @@
 """torch.export: a ``.pt2`` file that torch alone can load, run, and compile or lower further."""
 
-import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from camkit import plugin
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export import pt2_file
 from camkit_export.program import exported_program
 from camkit_export.publish import publish
-from camkit_export.session import Session, read_bytes
+from camkit_export.quiet import quiet
+from camkit_export.session import METADATA_FILE, read_bytes
+from camkit_export.torch_session import TorchSession
 from camkit_export.trace import Graph
 
 
@@ -31,7 +27,7 @@ def export_pt2(request: ExportRequest, path: Path) -> ExportReport:
     return publish(request, path, _write, Pt2Session)
 
 
-class Pt2Session(Session):
+class Pt2Session(TorchSession):
     """An exported ``.pt2`` file, run by torch on the CPU.
 
     `torch.export.load` by itself runs code that a file tells it to; here a file is read by `camkit_export.pt2_file`
@@ -50,15 +46,10 @@ class Pt2Session(Session):
             raise CamkitError(f"{path} {error}") from error
         super().__init__(path, contents.metadata)
         try:
-            with _quiet():
-                self._module = torch.export.load(io.BytesIO(contents.archive)).module()
+            with quiet("torch.export"):
+                self._graph = torch.export.load(io.BytesIO(contents.archive)).module()
         except Exception as error:  # its loader raises whatever a damaged graph leads to
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CamkitError(f"torch cannot load {path}: {reason[:400]}") from error
-
-    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        with torch.inference_mode():
-            return [output.numpy() for output in self._module(*map(torch.from_numpy, inputs))]
+            raise CamkitError(f"torch cannot load {path}: {first_line(error)[:400]}") from error
 
 
 def _write(graph: Graph, path: Path, metadata: str) -> int:
@@ -66,20 +57,6 @@ def _write(graph: Graph, path: Path, metadata: str) -> int:
     # sample inputs are a pickle, guards are Python code: a file without them can be told to be safe
     program._example_inputs, program._guards_code = None, []
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={pt2_file.METADATA_FILE: metadata})
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: metadata})
     path.write_bytes(buffer.getvalue())
     return len(program.graph.nodes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what the loader says about a failure; it is raised."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

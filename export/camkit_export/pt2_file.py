@@ -23,8 +23,7 @@ from typing import Any, NoReturn
 import torch
 
 from camkit.errors import CamkitError
-
-METADATA_FILE = "camkit.json"
+from camkit_export.session import METADATA_FILE
 
 _METADATA = f"extra/{METADATA_FILE}"
 _GRAPHS = ("models/model.json", "data/weights/model_weights_config.json", "data/constants/model_constants_config.json")

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 from camkit_export import onnx_file
 
 METADATA_KEY = "camkit"
+# In formats that are archives, the file that holds it.
+METADATA_FILE = "camkit.json"
 METADATA_FORMAT = 2
 
 # Of a graph of one map, what it takes and gives, in this order. With the top classes explained there is no class_index.
@@ -32,7 +34,12 @@ def output_names(maps: Sequence[str], *, raw: bool = False) -> tuple[str, ...]:
     ``explained_class``. A raw graph gives no heatmaps.
     """
     kinds = ("map",) if raw else ("heatmap", "map")
-    return ("logits", *(f"{kind}__{name}" if name else kind for name in maps for kind in kinds), "explained_class")
+    return ("logits", *(output_name(kind, name) for name in maps for kind in kinds), "explained_class")
+
+
+def output_name(kind: str, name: str) -> str:
+    """What one map's output of a kind, ``heatmap`` or ``map``, is called."""
+    return f"{kind}__{name}" if name else kind
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,21 @@ class Session(ABC):
         self.inputs = INPUTS if self.top_k is None else INPUTS[:1]
         self.outputs = output_names(self.maps, raw=self.raw)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether images are pictures that the file preprocesses itself."""
+        return self.image_type is np.uint8
+
+    @property
+    def map_facts(self) -> Sequence[Mapping[str, Any]]:
+        """What the provenance tells of each map, in the order of `maps`: method, layer, options."""
+        facts: Sequence[Mapping[str, Any]] = self.provenance.get("maps", [self.provenance])
+        return facts
+
+    def blank(self) -> Floats | Pixels:
+        """One image of zeros, [1, ...], as the file takes it."""
+        return np.zeros((1, *self.image_shape), self.image_type)
+
     def __call__(
         self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
     ) -> Result:
@@ -127,8 +149,8 @@ class Session(ABC):
         return [
             Result(
                 found["logits"],
-                found.get(f"heatmap__{name}" if name else "heatmap", none),
-                found[f"map__{name}" if name else "map"],
+                found.get(output_name("heatmap", name), none),
+                found[output_name("map", name)],
                 found["explained_class"],
                 name,
             )
@@ -160,7 +182,7 @@ class Session(ABC):
         if not isinstance(images, np.ndarray):
             raise CamkitError(f"Images must be a numpy array, not {type(images).__name__}.")
         if images.dtype != self.image_type:
-            kind = "preprocessed and float32" if self.image_type is np.float32 else "pictures of whole levels, uint8"
+            kind = "pictures of whole levels, uint8" if self.takes_pictures else "preprocessed and float32"
             raise CamkitError(f"Images must be {kind}, not {images.dtype}.")
         if images.ndim != 4 or images.shape[1:] != self.image_shape or len(images) == 0:
             wanted = ", ".join(str(size) for size in self.image_shape)
@@ -211,7 +233,7 @@ class OnnxSession(Session):
         try:
             self._engine = onnxruntime.InferenceSession(data, options, providers=list(providers))
         except Exception as error:  # its exception classes are private
-            raise CamkitError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+            raise CamkitError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
 
     def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
         found: list[NDArray[Any]] = self._engine.run(list(self.outputs), dict(zip(self.inputs, inputs, strict=True)))
@@ -224,7 +246,3 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise CamkitError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -71,7 +71,7 @@ def _draws(node: Node) -> bool:
 
 
 def fold_constants(graph: GraphModule) -> None:
-    """Computes what depends on small constants alone, such as the scale of a batch normalisation."""
+    """Computes what depends on small constants alone, such as a table of position biases."""
     values: dict[Node, Tensor] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":
@@ -109,5 +109,4 @@ def halve(graph: GraphModule) -> None:
             widened = graph.graph.call_function(torch.ops.aten._to_copy.default, (kept,), {"dtype": torch.float32})
         node.replace_all_uses_with(widened)
         graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
     graph.recompile()

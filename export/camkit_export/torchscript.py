@@ -4,22 +4,19 @@ import copy
 import io
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch.fx import GraphModule
 
 from camkit import plugin
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportReport, ExportRequest
 from camkit_export.publish import publish
-from camkit_export.session import Session, read_bytes
+from camkit_export.session import METADATA_FILE, read_bytes
+from camkit_export.torch_session import TorchSession
 from camkit_export.trace import Graph
-
-METADATA_FILE = "camkit.json"
 
 aten = torch.ops.aten
 
@@ -47,7 +44,7 @@ def export_torchscript(request: ExportRequest, path: Path) -> ExportReport:
     return publish(request, path, _write, TorchScriptSession)
 
 
-class TorchScriptSession(Session):
+class TorchScriptSession(TorchSession):
     """An exported ``.pt`` file, run by torch on the CPU.
 
     Raises:
@@ -60,23 +57,20 @@ class TorchScriptSession(Session):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch.jit announces its own end
-                self._module = torch.jit.load(io.BytesIO(data), map_location="cpu", _extra_files=extra).eval()
+                module = torch.jit.load(io.BytesIO(data), map_location="cpu", _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
             raise CamkitError(
-                f"{path} cannot be read: it is truncated or not TorchScript ({str(error).splitlines()[0]})."
+                f"{path} cannot be read: it is truncated or not TorchScript ({first_line(error)})."
             ) from error
         metadata: str | bytes = extra[METADATA_FILE]
+        self._graph = module
         super().__init__(path, (metadata.decode() if isinstance(metadata, bytes) else metadata) or None)
-        custom = sorted(_operators(self._module.inlined_graph))
+        custom = sorted(_operators(module.inlined_graph))
         if custom:
             raise CamkitError(
                 f"{path} is refused: it uses the operator {custom[0]}, which "
                 f"{'touches files' if custom[0] in _FILES else 'is none of torch'}."
             )
-
-    def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        with torch.inference_mode():
-            return [output.numpy() for output in self._module(*map(torch.from_numpy, inputs))]
 
 
 def _operators(block: Any) -> set[str]:

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from camkit import plugin
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportRequest, heatmaps_of
 from camkit.registry import registry
 from camkit_export.session import INPUTS, output_names
@@ -73,7 +73,7 @@ class Graph(GraphModule):
         graph.output((logits, *(one for both in kept for one in both), explained))
         super().__init__({"explain": explain, "heatmap": _Heatmap(request)}, graph)
         self.request, self.inputs, self.outputs, self.origins = request, inputs, outputs, origins
-        self.example = _example(request, 3)
+        self.example = _example(request, _BATCHES[0])
 
 
 def map_names(request: ExportRequest) -> tuple[str, ...]:
@@ -169,8 +169,8 @@ def _trace(
         try:
             graph = traced(request.explain)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise CamkitError(f"The model or the method cannot be traced into a graph: {reason[0][:400]}") from error
+            reason = first_line(error)[:400]
+            raise CamkitError(f"The model or the method cannot be traced into a graph: {reason}") from error
         _refuse_backward(graph)
         origins = {str(node.target): module for node in graph.graph.nodes if (module := _own_module(node))}
         if not out_of_place(graph):
@@ -256,7 +256,6 @@ def _clean(graph: GraphModule) -> None:
         node.type = None  # the function's own annotation, which is of any number of maps
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "custom", "from_node"):
             node.meta.pop(key, None)
-    graph.delete_all_unused_submodules()
     graph.recompile()
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from camkit.errors import CamkitError
@@ -103,7 +102,7 @@ def config(session: Session, name: str) -> str:
     and no dimension at all to the graph.
     """
     platform, by_place = _PLATFORMS[session.path.suffix]
-    inputs = session.checked(np.zeros((1, *session.image_shape), session.image_type))
+    inputs = session.checked(session.blank())
     outputs = session.tensors(*inputs)
     parts = [
         f"name: {_quoted(name)}",

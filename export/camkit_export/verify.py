@@ -199,7 +199,7 @@ def _decode(vectors: Mapping[str, Any], session: Session) -> tuple[Case, Toleran
     if tuple(shape[1:]) != session.image_shape or not 1 <= shape[0] <= 64:
         raise ValueError(f"images of shape {shape}")
     case = Case(
-        images=_images(int(vectors["seed"]), shape, pictures=session.image_type is np.uint8),
+        images=_images(int(vectors["seed"]), shape, pictures=session.takes_pictures),
         classes=np.asarray(vectors["classes"], dtype=np.int64),
         logits=_array(vectors["logits"]),
         maps=_array(vectors["maps"]),

@@ -1,7 +1,11 @@
 """A stand-in for the engine: an `ExportRequest` from a plain forward hook, independent of camkit's cut and methods."""
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from camkit.exports import ExportRequest
+from camkit_export.session import Session
+
+# To be completed by what opens the file and reads its metadata into `extra`.
+ALONE = """
+import json, sys, torch
+extra = {"camkit.json": ""}
+module = %s
+outputs = module(torch.ones(2, 3, 45, 38), torch.tensor([-1, 3]))
+assert not [name for name in sys.modules if name.split(".")[0] in ("camkit", "camkit_export", "onnx", "pluggy")]
+print(json.dumps([list(output.shape) for output in outputs] + [json.loads(extra["camkit.json"])["classes"]]))
+"""
 
 
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -136,3 +151,23 @@ class Small(nn.Module):
 
 def images(count: int, shape: tuple[int, ...], seed: int = 7) -> np.ndarray:
     return np.random.RandomState(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def assert_torch_alone_loads(path: Path, opening: str, folder: Path) -> None:
+    """Opens an exported `Small` in a process without camkit, by an expression of Python that knows torch."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE % opening, path], capture_output=True, text=True, cwd=folder
+    )
+    assert run.stderr == ""
+    assert json.loads(run.stdout) == [[2, 7], [2, 45, 38], [2, 23, 19], [2], 7]
+
+
+def assert_equals_eager(session: Session, small: ExportRequest, batch: int) -> None:
+    """A session's answers are those of the request, for classes that are named and for the top class."""
+    given, classes = images(batch, small.image_shape), [4, -1, 6, 0][:batch]
+    found = session(given, classes)
+    logits, maps, explained = small.explain(torch.from_numpy(given), torch.tensor(classes))
+    np.testing.assert_allclose(found.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.maps, maps.numpy(), rtol=0, atol=1e-5 * float(maps.abs().max()))
+    assert found.classes.tolist() == explained.tolist()
+    assert found.heatmaps.max(axis=(1, 2)).tolist() == [1.0] * batch

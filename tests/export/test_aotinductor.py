@@ -7,7 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from camkit_export import aotinductor
 from camkit_export.aotinductor import AOTInductorSession, export_aotinductor
 from camkit_export.pt2 import Pt2Session
 from commandline import run
-from standin import images
+from standin import assert_equals_eager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,14 +126,8 @@ def compiled(small, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 def test_it_agrees_with_eager(compiled, small, batch):
-    given, classes = images(batch, small.image_shape), [4, -1, 6, 0][:batch]
     session = camkit.load(compiled, format="aotinductor")
-    found = session(given, classes)
-    logits, maps, explained = small.explain(torch.from_numpy(given), torch.tensor(classes))
-    np.testing.assert_allclose(found.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.maps, maps.numpy(), rtol=0, atol=1e-5 * float(maps.abs().max()))
-    assert found.classes.tolist() == explained.tolist()
-    assert found.heatmaps.max(axis=(1, 2)).tolist() == [1.0] * batch
+    assert_equals_eager(session, small, batch)
     assert session.provenance == small.provenance
 
 

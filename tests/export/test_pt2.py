@@ -4,12 +4,9 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,26 +14,13 @@ import camkit
 from camkit.errors import CamkitError
 from camkit_export.pt2 import Pt2Session, _write
 from camkit_export.trace import traced
-from standin import images
+from standin import assert_equals_eager, assert_torch_alone_loads
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ALONE = """
-import json, sys, torch
-extra = {"camkit.json": ""}
-module = torch.export.load(sys.argv[1], extra_files=extra).module()
-outputs = module(torch.ones(2, 3, 45, 38), torch.tensor([-1, 3]))
-assert not [name for name in sys.modules if name.split(".")[0] in ("camkit", "camkit_export", "onnx", "pluggy")]
-print(json.dumps([list(output.shape) for output in outputs] + [json.loads(extra["camkit.json"])["classes"]]))
-"""
-
 
 def test_torch_alone_loads_it(small_pt2, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ALONE, small_pt2], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert run.stderr == ""
-    assert json.loads(run.stdout) == [[2, 7], [2, 45, 38], [2, 23, 19], [2], 7]
+    assert_torch_alone_loads(small_pt2, "torch.export.load(sys.argv[1], extra_files=extra).module()", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +30,7 @@ def session(small_pt2):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_it_agrees_with_eager(session, small, batch):
-    given, classes = images(batch, small.image_shape), [4, -1, 6, 0][:batch]
-    found = session(given, classes)
-    logits, maps, explained = small.explain(torch.from_numpy(given), torch.tensor(classes))
-    np.testing.assert_allclose(found.logits, logits.numpy(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.maps, maps.numpy(), rtol=0, atol=1e-5 * float(maps.abs().max()))
-    assert found.classes.tolist() == explained.tolist()
-    assert found.heatmaps.max(axis=(1, 2)).tolist() == [1.0] * batch
+    assert_equals_eager(session, small, batch)
 
 
 def test_facts(session, small):

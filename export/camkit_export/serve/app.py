@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -74,8 +73,7 @@ class Service:
         self.limits = limits
         self.pictures = Pictures(session, limits.pixels)
         # the first run of a session is slow, and tells how large its maps are
-        blank = np.zeros((1, *session.image_shape), session.image_type)
-        self.metadata = protocol.metadata(name, session, session.tensors(blank))
+        self.metadata = protocol.metadata(name, session, session.tensors(session.blank()))
         self.gate = Gate()
         self.places = Places(limits.queue)
         self.metrics = Metrics(lambda: self.places.taken)

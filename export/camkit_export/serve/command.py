@@ -49,9 +49,8 @@ def serve(
         Limits(max_batch, max_wait / 1000, max_queue, max_body * 2**20, max_pixels * 1_000_000),
     )
     listening = listen(host, port)
-    facts = session.provenance
-    methods = ", ".join(dict.fromkeys(one["method"] for one in facts.get("maps", [facts])))
-    what = f"{methods} of {facts['model']} as '{service.name}'"
+    methods = ", ".join(dict.fromkeys(one["method"] for one in session.map_facts))
+    what = f"{methods} of {session.provenance['model']} as '{service.name}'"
     printing.line(f"Serving {what} on {address_of(listening)}; Ctrl+C stops it.")
     run(service, listening)
 

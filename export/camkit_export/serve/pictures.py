@@ -1,6 +1,5 @@
 """Images in, explanations out: the file's own preprocessing before the session, overlays and JSON behind it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +21,7 @@ from camkit.targets import Rank, Target, class_label, parse_targets
 from camkit_export.serve.batcher import Inputs, Outputs
 from camkit_export.serve.protocol import json_values
 from camkit_export.serve.refusals import Refused
-from camkit_export.session import Session
+from camkit_export.session import Session, output_name
 
 # how many of an image's classes the JSON names
 TOP = 5
@@ -81,7 +80,7 @@ class Pictures:
             raise CamkitError(f"The preprocessing in {session.path} is damaged: {error.errors()[0]['msg']}.") from None
         self._embedding = session.provenance.get("output", "logits") != "logits"
         # pictures of one size, which the graph preprocesses itself
-        self._whole = session.image_type is np.uint8
+        self._whole = session.takes_pictures
         shape = session.image_shape
         self._size = (shape[0], shape[1]) if self._whole else (shape[1], shape[2])
 
@@ -130,10 +129,9 @@ class Pictures:
         """
         session, name = self._session, question.map_name
         place = slice(0, 1) if session.top_k is None else (slice(0, 1), self._rank(outputs, question))
-        ending = f"__{name}" if name else ""
-        logits, maps = torch.from_numpy(outputs["logits"]), torch.from_numpy(outputs[f"map{ending}"][place])
+        logits, maps = (torch.from_numpy(one) for one in (outputs["logits"], outputs[output_name("map", name)][place]))
         classes = torch.from_numpy(outputs["explained_class"][place])
-        shared, own = session.provenance, self._facts(name)
+        shared, own = session.provenance, session.map_facts[session.maps.index(name)]
         # the score of other targets is not among the graph's outputs
         scores = (
             logits.gather(1, classes[:, None])[:, 0] if shared["target"] == "class" else torch.full((1,), torch.nan)
@@ -152,7 +150,7 @@ class Pictures:
             class_names=session.class_names,
             probability=shared["probability"],
             target_options=shared.get("target_options") or {},
-            given=self._made(maps) if session.raw else torch.from_numpy(outputs[f"heatmap{ending}"][place]),
+            given=self._made(maps) if session.raw else torch.from_numpy(outputs[output_name("heatmap", name)][place]),
         )
 
     def record(self, explanation: Explanation) -> dict[str, Any]:
@@ -211,14 +209,11 @@ class Pictures:
             raise Refused(f"The class '{question.asked}' is not among this image's top classes, which are {names}.")
         return explained.index(question.class_index) if question.class_index >= 0 else 0
 
-    def _facts(self, name: str) -> Mapping[str, Any]:
-        """What is told of one map."""
-        facts: Mapping[str, Any] = self._session.provenance
-        if "maps" in facts:
-            facts = facts["maps"][self._session.maps.index(name)]
-        return facts
+    @cached_property
+    def _frames(self) -> Frames | None:
+        # its filters are large matrices, so it is made once
+        return Frames(self._required(), self._size) if self._whole else None
 
     def _made(self, maps: Tensor) -> Tensor:
         """Heatmaps of maps, for a file that holds none."""
-        frames = Frames(self._required(), self._size) if self._whole else None
-        return heatmaps_of(maps, self._session.image_shape, frames, relu=self._session.relu)
+        return heatmaps_of(maps, self._session.image_shape, self._frames, relu=self._session.relu)

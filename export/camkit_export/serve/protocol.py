@@ -75,9 +75,7 @@ def metadata(name: str, session: Session, outputs: Mapping[str, NDArray[Any]]) -
 
     `outputs` are those of any run.
     """
-    inputs = dict(
-        zip(session.inputs, session.checked(np.zeros((1, *session.image_shape), session.image_type)), strict=True)
-    )
+    inputs = dict(zip(session.inputs, session.checked(session.blank()), strict=True))
 
     def tensors(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
         return [
