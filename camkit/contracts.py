@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 Make = Callable[[int], Tensor]
+Mask = Callable[[Tensor], Tensor]
 
 
 class Note(Protocol):
@@ -24,6 +25,14 @@ class Head(Protocol):
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Scores [B] of activations [B, K, h, w]; differentiable, twice if need be."""
+
+    def masked(self, mask: Mask, n: int) -> Tensor:
+        """Scores [B, n] of the target layer's activations times n masks, without an autograd graph.
+
+        ``mask(indices)`` gives the masks of int64 indices [c], each in 0 … n - 1, as [c, K, h, w], where a dimension in
+        which masks do not vary is 1. They run in chunks that fit the memory budget; a mask that changes nothing costs
+        nothing. It can be exported, where `map` cannot.
+        """
 
     def map(self, make: Make, n: int) -> Tensor:
         """Scores [B, n] of n perturbed activations, of which ``make(i)`` builds the i-th [B, K, h, w].

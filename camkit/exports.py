@@ -1,7 +1,7 @@
 """Export of an explanation: what an exporter plugin is given, what it gives back, and how the file suffix finds it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from camkit.plan import Plan, refuse_untraceable, traceable
 from camkit.preprocessing import Preprocessing, Size
 from camkit.registry import registry
 from camkit.serving import suffix_of
-from camkit.targets import Target
+from camkit.targets import Rank, Target, TargetFunction
 from camkit.testing.oracle import Oracle
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAP_FACTS = ("method", "layer", "options", "class_specific")
 
 Explain = Callable[..., tuple[Tensor, ...]]
-Reference = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Reference = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +40,12 @@ class ExportRequest:
     Several formats can be written from one request, which is then traced once.
 
     Attributes:
-        explain: ``(images, class_index [B] int64) -> (logits [B, classes], map [B, h, w] signed, …, explained_class
-            [B])``, one map for each part; a pure function of its arguments that calls `torch.autograd.grad` inside and
-            can be traced with `make_fx`. A negative class index means the top class of that image. With `top_k` it
-            takes the images alone; maps are [B, k, h, w] and explained classes [B, k].
-        oracle: for one map the same in float64 by plain hooks and full autograd, without a cut: ``(images, class_index)
-            -> (logits, maps)``. Where there are parts, each has its own.
+        explain: ``(images, class_index [B] int64, *inputs) -> (logits [B, classes], map [B, h, w] signed, …,
+            explained_class [B])``, one map for each part; a pure function of its arguments that calls
+            `torch.autograd.grad` inside and can be traced with `make_fx`. A negative class index means the top class of
+            that image. With `top_k` it takes no class index; maps are [B, k, h, w] and explained classes [B, k].
+        oracle: for one map the same in float64 by plain hooks and full autograd, without a cut: ``(images, class_index,
+            inputs by name) -> (logits, maps)``. Where there are parts, each has its own.
         image_shape: the shape of one image: (C, H, W), preprocessed; of frames (H, W, 3).
         classes: the number of logits.
         relu: whether the heatmap keeps the positive part of the map only.
@@ -58,6 +58,7 @@ class ExportRequest:
         frames: what makes the model's input of pictures, uint8 [B, H, W, 3]; None where images are preprocessed.
         raw: whether the heatmaps are left out.
         half: whether the weights are kept in float16.
+        inputs: by name, one image's example [1, ...] of each of the target's own inputs.
     """
 
     explain: Explain
@@ -73,6 +74,7 @@ class ExportRequest:
     frames: Frames | None = None
     raw: bool = False
     half: bool = False
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def heatmaps(self, maps: Tensor) -> Tensor:
         """Heatmaps [B, H, W], or [B, k, H, W], of maps [B, h, w], or [B, k, h, w], as large as an image."""
@@ -124,7 +126,7 @@ def export(
     method: AnyMethod | Sequence[AnyMethod] = "gradcam",
     *,
     layer: str | Sequence[str] | None = None,
-    target: str = "class",
+    target: str | Target = "class",
     options: Mapping[str, Any] | None = None,
     relu: bool = True,
     images: Tensor | None = None,
@@ -145,7 +147,8 @@ def export(
         layer: see method.
         options: see method.
         relu: see method.
-        target: name of a target function; the class is an input of the graph.
+        target: name of a target function; the class is an input of the graph. Of a target with inputs of its own a
+            `Target` that holds an example [1, ...] of each: they become inputs of the graph.
         images: example images [B, C, H, W] that show the input's size; by default the preprocessing's size.
         top_k: explain so many of the highest classes of each image instead of one class that is asked for.
         frame_size: (height, width) of pictures, uint8 [B, H, W, 3]: the graph then preprocesses them itself.
@@ -205,7 +208,7 @@ def request(
     method: AnyMethod | Sequence[AnyMethod] = "gradcam",
     *,
     layer: str | Sequence[str] | None = None,
-    target: str = "class",
+    target: str | Target = "class",
     options: Mapping[str, Any] | None = None,
     relu: bool = True,
     images: Tensor | None = None,
@@ -226,25 +229,27 @@ def request(
     layers: list[str | None] = [given] if given is None or isinstance(given, str) else list(given)
     if not methods or not layers:
         raise CamkitError("Nothing is to be exported: name a method, and a layer or none for the adapter's.")
-    plan = explainer.plan(example, methods, layers, options, others=[target])
+    target = Target(target) if isinstance(target, str) else target
+    plan = explainer.plan(example, methods, layers, options, others=[target.name])
     for one in plan.methods:
         if one.kind != "map":
             raise CamkitError(f"The method '{one.name}' gives {one.kind}, not a map, and cannot be exported.")
     refuse_untraceable(plan)
-    function = registry().get("target", target)
-    if set(function.inputs) - {"class_index"}:
-        raise CamkitError(
-            f"The target '{target}' needs {', '.join(function.inputs)}; exported graphs take a class index only."
-        )
+    if not isinstance(target.function, str):
+        raise CamkitError("An export's target is a registered function; a plugin can add one with @camkit.target.")
+    function = registry().get("target", target.function)
+    inputs = _inputs(function, target)
     forward = plan.forward(example)
-    own = own_options(options or {}, target, plan.names, [target])
-    question = Target(target).question(forward, own, explainer.probability)
+    own = own_options(options or {}, target.name, plan.names, [target.name])
+    question = replace(target, class_index=Rank(0), inputs=inputs).question(forward, own, explainer.probability)
     positions = [place for place, _ in plan.results(forward, plan.score(forward, question, last=True))]
     classes = forward.features.shape[1]
     _check_top_k(top_k, classes, "class_index" in function.inputs and forward.reader.classes)
     frames = _frames(explainer, frame_size, example)
     whole = ExportRequest(
-        explain=_of_frames(traceable(plan, function, question.options, question.probability, top_k), frames),
+        explain=_of_frames(
+            traceable(plan, function, question.options, question.probability, top_k, list(inputs)), frames
+        ),
         oracle=_no_oracle,
         image_shape=(*frame_size, 3) if frame_size else (example.shape[1], example.shape[2], example.shape[3]),
         classes=classes,
@@ -253,7 +258,7 @@ def request(
             "model": explainer.spec or type(explainer.module).__name__,
             "weights": explainer.weights,
             "output": "logits" if forward.reader.classes else "embedding",
-            "target": target,
+            "target": target.function,
             "target_options": dict(question.options),
             "adapter": plan.adapter.name,
             "probability": explainer.probability,
@@ -267,6 +272,7 @@ def request(
         frames=frames,
         raw=raw,
         half=half,
+        inputs=inputs,
     )
     singles = [_part(explainer, whole, example, methods[m], plan, (m, n), layers[n], options) for m, n in positions]
     if len(singles) == 1:
@@ -302,15 +308,18 @@ def _part(
     m, n = position
     target = whole.provenance["target"]
     own = {name: value for name, value in (options or {}).items() if name.partition(".")[0] not in _others(plan, m)}
-    oracle = Oracle(explainer, example, method, layer, target, own)
+    # what the head gives alone was compared with the whole model when the methods were planned
+    oracle = Oracle(explainer, example, method, layer, Target(target, inputs=whole.inputs), own, plain=False)
     function = registry().get("target", target)
     alone = replace(
         plan, methods=[plan.methods[m]], names=[plan.names[m]], layers=[plan.layers[n]], options=[plan.options[m]]
     )
     frames = whole.frames
 
-    def reference(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
-        found = oracle(images if frames is None else frames.images(images, torch.float64), class_index)
+    def reference(
+        images: Tensor, class_index: Tensor, inputs: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        found = oracle(images if frames is None else frames.images(images, torch.float64), class_index, inputs)
         return found.logits, found.maps
 
     path = plan.layers[n].path if plan.methods[m].has_layer else None
@@ -324,7 +333,14 @@ def _part(
         whole,
         name="__".join(part for part in (plan.names[m], path) if part),
         explain=_of_frames(
-            traceable(alone, function, whole.provenance["target_options"], explainer.probability), frames
+            traceable(
+                alone,
+                function,
+                whole.provenance["target_options"],
+                explainer.probability,
+                inputs=list(whole.inputs),
+            ),
+            frames,
         ),
         oracle=reference,
         provenance={**whole.provenance, **facts},
@@ -336,8 +352,24 @@ def _others(plan: Plan, m: int) -> set[str]:
     return {name for name in plan.names if name != plan.names[m]}
 
 
-def _no_oracle(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
+def _no_oracle(images: Tensor, class_index: Tensor, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     raise CamkitError("A graph of several maps has one oracle for each of its parts.")
+
+
+def _inputs(function: TargetFunction, target: Target) -> dict[str, Tensor]:
+    """One image's example of each input that the target needs beside the class, in its order."""
+    names = [name for name in function.inputs if name != "class_index"]
+    missing = [name for name in names if name not in target.inputs]
+    if missing:
+        raise CamkitError(
+            f"The target '{function.name}' needs '{missing[0]}', which becomes an input of the graph; give an example, "
+            "[1, ...], that shows its shape and type."
+        )
+    given = {**{name: target.inputs[name] for name in names}, **target.inputs}
+    return {
+        name: (value.float() if value.is_floating_point() else value)[:1].detach().cpu()
+        for name, value in given.items()
+    }
 
 
 def _of_frames(explain: Explain, frames: Frames | None) -> Explain:

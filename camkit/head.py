@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import TreeSpec, tree_unflatten
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from camkit.cut import Forward, Layer, element, frozen, lock, with_element
 
@@ -61,11 +63,10 @@ class HeadGraph:
         found = iter(self.trunk(images) if needed else ())
         return [next(found) if bypass.size is None else None for bypass in self.bypasses]
 
-    def run(self, output: Tensor, prepared: list[Any], batch: int) -> Any:
-        """The model's output for `output` [n * B, ...] in place of the layer's, n copies of the batch of B images."""
-        times = len(output) // batch
+    def run(self, output: Tensor, prepared: list[Any], times: int) -> Any:
+        """The model's output for `output` [n * B, ...] in place of the layer's, n = `times` copies of the batch."""
         values = [
-            int(bypass.size.subs(self.symbol, len(output)))
+            sympy_interp(PythonReferenceAnalysis, {self.symbol: output.shape[0]}, bypass.size)
             if bypass.size is not None
             else _repeated(value, bypass.dimension, times)
             for bypass, value in zip(self.bypasses, prepared, strict=True)

@@ -69,7 +69,7 @@ class Tokens(Layout):
 
     def from_maps(self, maps: Tensor, original: Tensor) -> Tensor:
         """The maps as patch tokens behind the prefix tokens of `original`."""
-        before = original[:, : self.prefix].repeat(len(maps) // len(original), 1, 1)
+        before = original[:, : self.prefix].repeat(maps.shape[0] // original.shape[0], 1, 1)
         return torch.cat([before, maps.flatten(2).transpose(1, 2)], dim=1)
 
     def __str__(self) -> str:

@@ -96,30 +96,36 @@ class Plan:
 
 
 def traceable(
-    plan: Plan, target: TargetFunction, options: Mapping[str, Any], probability: str, top_k: int | None = None
+    plan: Plan,
+    target: TargetFunction,
+    options: Mapping[str, Any],
+    probability: str,
+    top_k: int | None = None,
+    inputs: Sequence[str] = (),
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The plan as a pure function: ``(images, class_index) -> (logits, map, …, explained_class)``.
+    """The plan as a pure function: ``(images, class_index, *inputs) -> (logits, map, …, explained_class)``.
 
     There is one map [B, h, w] for each result of the plan, in its order. With `top_k` there is no `class_index`: maps
     are [B, k, h, w] and explained classes [B, k], of the k highest logits, highest first. Of a model without classes
-    the logits are its embedding.
+    the logits are its embedding. `inputs` are the names of the target's own inputs, [B, ...] each.
     """
     refuse_untraceable(plan)
 
-    def maps(forward: Forward, classes: Tensor, *, last: bool) -> list[Tensor]:
-        scored = plan.score(forward, Question(target, classes, {}, options, probability), last=last)
+    def maps(forward: Forward, classes: Tensor, given: Sequence[Tensor], *, last: bool) -> list[Tensor]:
+        own = dict(zip(inputs, given, strict=True))
+        scored = plan.score(forward, Question(target, classes, own, options, probability), last=last)
         return [result.maps.detach() for _, result in plan.results(forward, scored, checks=False)]
 
-    def explain(images: Tensor, class_index: Tensor) -> tuple[Tensor, ...]:
+    def explain(images: Tensor, class_index: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         forward = plan.forward(images)
         explained = resolve_top(class_index, forward.features)
-        return (forward.features.detach(), *maps(forward, explained, last=True), explained)
+        return (forward.features.detach(), *maps(forward, explained, given, last=True), explained)
 
-    def explain_top(images: Tensor) -> tuple[Tensor, ...]:
+    def explain_top(images: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         forward = plan.forward(images)
         logits = forward.features.detach()
         explained = logits.topk(top_k or 1, dim=1).indices
-        ranks = [maps(forward, classes, last=False) for classes in explained.unbind(dim=1)]
+        ranks = [maps(forward, classes, given, last=False) for classes in explained.unbind(dim=1)]
         return (logits, *(torch.stack(one, dim=1) for one in zip(*ranks, strict=True)), explained)
 
     return explain if top_k is None else explain_top

@@ -120,17 +120,18 @@ class Pass:
         self,
         images: Tensor,
         *,
+        copies: int | None = None,
         graph: bool = False,
         from_images: bool = False,
         observers: Sequence[AbstractContextManager[Any]] = (),
     ) -> "Pass":
-        """The same question about other images [n * B, C, H, W]: n copies of the batch, one after the other.
+        """The same question about other images [n * B, C, H, W]: n = `copies` of the batch, one after the other.
 
         `graph` records the head, `from_images` the whole model, so that gradients can be had.
         """
         cut = Cut(self.module, [self.layer], self.adapter.reader(self.module))
         forward = cut.forward(images, graph=graph, from_images=from_images, observers=observers)
-        question = self.scored.question.repeated(images.shape[0] // self.scored.scores.shape[0])
+        question = self.scored.question.repeated(copies or images.shape[0] // self.scored.scores.shape[0])
         with torch.set_grad_enabled(graph or from_images):
             scores = question.scores(forward)
         return replace(self, scored=Scored(forward, question, scores, retain_graph=False), _values={})

@@ -91,6 +91,8 @@ CELLS = [
     and not (method == "hirescam" and (name, layer) in HIRESCAM_IS_ZERO)
 ]
 LAST = [cell for cell in CELLS if cell[1] == MODELS[cell[0]][1][0]]
+# What varies beside layer and method is tried on one model of each kind; on all of them by `make test-all`.
+OF_EACH_KIND = ("torchvision:resnet18", "torchvision:vgg11", "timm:vit", "demo:resnet", "demo:vit")
 # FEM compares each activation with a threshold, and half precision moves some to its other side.
 JUMPING = (*EIGEN, "fem")
 TRAINED = [
@@ -98,6 +100,11 @@ TRAINED = [
     for cell in LAST
     if cell[0].startswith("demo:") and not (cell[2] in DIVIDING and "vit" in cell[0]) and cell[2] not in JUMPING
 ]
+
+
+def rows(cells):
+    """The cells, of which those on further models of a kind are slow."""
+    return [cell if cell[0] in OF_EACH_KIND else pytest.param(*cell, marks=pytest.mark.slow) for cell in cells]
 
 
 @functools.cache
@@ -210,12 +217,12 @@ def test_float32_agrees_with_the_oracle(name, layer, method):
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "top"])
-@pytest.mark.parametrize(("name", "layer", "method"), [cell for cell in LAST if cell[2] not in AGNOSTIC])
+@pytest.mark.parametrize(("name", "layer", "method"), rows(cell for cell in LAST if cell[2] not in AGNOSTIC))
 def test_every_target_agrees_with_the_oracle(name, layer, method, target):
     check(name, layer, method, target)
 
 
-@pytest.mark.parametrize(("name", "layer", "method"), LAST)
+@pytest.mark.parametrize(("name", "layer", "method"), rows(LAST))
 def test_float64_agrees_with_the_oracle(name, layer, method):
     check(name, layer, method, "top", torch.float64, allowed=1e-6, heatmap_allowed=1e-5)  # maps are always float32
 
@@ -237,7 +244,7 @@ def test_half_precision_is_what_plain_pytorch_makes_of_it(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("name", "layer", "method"), TRAINED)
+@pytest.mark.parametrize(("name", "layer", "method"), rows(TRAINED))
 def test_half_precision_of_trained_models_agrees_with_the_oracle(name, layer, method, dtype):
     # a given class: half precision can exchange two digits of one scene whose scores are close
     check(name, layer, method, "3", dtype, allowed=HALF_TOLERANCE, heatmap_allowed=HALF_TOLERANCE)

@@ -548,3 +548,21 @@ def test_every_target_function_is_registered_and_says_what_it_needs():
         "similarity": ("embedding",),
         "box-score": ("class_index", "box"),
     }
+
+
+# contrast
+
+
+def test_contrast_is_the_difference_of_two_logits():
+    assert score("contrast", [3, 1], inputs={"other_class": torch.tensor([0, 2])}).tolist() == [2.0, 1.0]
+
+
+def test_contrast_is_explained(random_model):
+    model, images = random_model("torchvision:resnet18"), zoo.images(2, SIZE)
+    target = Target("contrast", torch.tensor(CLASSES), {"other_class": torch.tensor([1, 2])})
+    found = Explainer(model)(images, target=target, relu=False)
+    expected, scores = autograd(
+        model, "layer4", images, lambda logits: logits[[0, 1], CLASSES] - logits[[0, 1], [1, 2]]
+    )
+    assert_same(found.maps, expected)
+    torch.testing.assert_close(found.scores, scores)

@@ -13,7 +13,6 @@ from camkit.cli.adapters_suggest import suggest
 from camkit.cli.adapters_sweep import sweep
 from camkit.cli.options import ModelOptions, with_model
 from camkit.cli.plugins import print_broken
-from camkit.errors import CamkitError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -88,7 +87,7 @@ def _resolve(options: ModelOptions) -> dict[str, Any]:
     import torch
 
     from camkit.cli.walking import example_images
-    from camkit.walk import walk
+    from camkit.cut import Cut
 
     # where a model is cut does not depend on its weights
     explainer, loaded = replace(
@@ -98,9 +97,7 @@ def _resolve(options: ModelOptions) -> dict[str, Any]:
     height, width = example.shape[2:]
     resolved = explainer.resolve(example)
     layer = resolved.adapter.layer(explainer.module, images=example)
-    shape = walk(explainer.module, example).layer(layer.path).shape
-    if shape is None:
-        raise CamkitError(f"The layer '{layer.path}' never runs in a forward pass; state another in the adapter.")
+    shape = tuple(Cut(explainer.module, [layer]).forward(example, graph=False).captured[layer.path].shape)
     layout = resolved.adapter.layout_of(explainer.module, layer, shape, (height, width))
     classifier = resolved.adapter.find_classifier(explainer.module)
     _, channels, rows, columns = layout.to_maps(torch.zeros(shape)).shape

@@ -33,7 +33,11 @@ class Reference:
 
 
 class Oracle:
-    """The float64 oracle of one method at one layer of an explainer's model."""
+    """The float64 oracle of one method at one layer of an explainer's model.
+
+    Where a method runs the head many times, `plain` runs the whole model each time; otherwise the head is run alone, as
+    the engine does, which is many times faster.
+    """
 
     def __init__(
         self,
@@ -45,12 +49,14 @@ class Oracle:
         options: Mapping[str, Any] | None = None,
         *,
         eigen_smooth: bool = False,
+        plain: bool = True,
     ) -> None:
         twin = copy.copy(explainer)
         twin.module = copy.deepcopy(explainer.module).double()
         self.target = Target(target) if isinstance(target, str) else target
         self.options = own_options(options or {}, self.target.name, [as_method(method).name], [self.target.name])
         self.probability = explainer.probability
+        self.plain = plain
         self.plan: Plan = twin.plan(
             images.double(),
             [method],
@@ -60,8 +66,11 @@ class Oracle:
             eigen_smooth=eigen_smooth,
         )
 
-    def __call__(self, images: Tensor, class_index: Tensor) -> Reference:
-        """The reference for images [B, C, H, W] and class indices [B]; negative means the top class."""
+    def __call__(self, images: Tensor, class_index: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Reference:
+        """The reference for images [B, C, H, W] and class indices [B]; negative means the top class.
+
+        `inputs` are the target's own, by default those that it was given.
+        """
         module: nn.Module = self.plan.module
         layer = self.plan.layers[0]
         kept: dict[str, Tensor] = {}
@@ -77,7 +86,7 @@ class Oracle:
             class_index=class_index,
             inputs={
                 name: value.double() if value.is_floating_point() else value
-                for name, value in self.target.inputs.items()
+                for name, value in (self.target.inputs if inputs is None else inputs).items()
             },
         )
         handle = layer.module.register_forward_hook(keep)
@@ -85,17 +94,17 @@ class Oracle:
             with ExitStack() as stack:
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.enable_grad())
-                inputs = images.detach().double().clone().requires_grad_()
+                leaf = images.detach().double().clone().requires_grad_()
                 observers = self.plan.observers()
                 seen = [stack.enter_context(observer) for observer in observers]
-                output = module(inputs)
+                output = module(leaf)
                 reader = self.plan.adapter.reader(module)
                 logits, dense_logits = reader.logits(output, len(images))
                 observed = {type(observer): found for observer, found in zip(observers, seen, strict=True)}
-                forward = Forward(inputs, output, logits, kept, dense_logits, observed, reader)
+                forward = Forward(leaf, output, logits, kept, dense_logits, observed, reader)
                 question = target.question(forward, self.options, self.probability)
                 scored = self.plan.score(forward, question, last=True)
-                ((_, result),) = self.plan.results(forward, scored, plain=True)
+                ((_, result),) = self.plan.results(forward, scored, plain=self.plain)
         finally:
             handle.remove()
         return Reference(

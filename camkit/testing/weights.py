@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _CONSTANT = 1e-3
+_LEAST_VARIANCE = 0.5
 
 
 @torch.no_grad()
@@ -36,13 +37,16 @@ def restrain_batch_norms(module: nn.Module, images: Tensor) -> None:
     """Lets batch norms hold back what grows on the way of images [B, C, H, W], as they do after training.
 
     Variances of the size of 1 do not: in a deep residual model one block's output may be twice the block's before, and
-    its map chaotic. Nothing is enlarged; of noise a deep layer sees nearly the same, and what differs is rounding.
+    its map chaotic. Half of each channel's mean is taken off: with all of it, rounding is enlarged from layer to layer;
+    with none, what differs between images becomes as small as rounding, and the map is the same for all.
     """
 
     def restrain(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        others = [axis for axis in range(inputs[0].ndim) if axis != 1]
-        variance: Tensor = norm.running_var  # type: ignore[assignment]
-        variance.copy_(torch.maximum(variance, inputs[0].square().mean(dim=others)))
+        channels = inputs[0].transpose(0, 1).flatten(1)
+        mean, variance = norm.running_mean, norm.running_var
+        mean.copy_(channels.mean(dim=1) / 2)  # type: ignore[operator]
+        spread = (channels - mean[:, None]).square().mean(dim=1)  # type: ignore[index]
+        variance.copy_(spread.clamp(min=_LEAST_VARIANCE))  # type: ignore[operator]
 
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
     hooks = [norm.register_forward_pre_hook(restrain) for norm in norms if norm.running_var is not None]

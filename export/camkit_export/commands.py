@@ -1,4 +1,4 @@
-"""``camkit export`` and ``camkit verify``."""
+"""``camkit export``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +9,13 @@ from rich.text import Text
 
 from camkit.cli import printing
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
-from camkit.errors import CamkitError
+from camkit.errors import CamkitError, first_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from camkit.check import Check
     from camkit.explain import Explainer
-    from camkit_export.session import Session
 
 
 @with_model()
@@ -35,6 +36,10 @@ def export(
         str | None, typer.Option(metavar="A,B", help="The target layers; by default the adapter's.")
     ] = None,
     target: Annotated[str, typer.Option(help="The target function: class, counterfactual …")] = "class",
+    target_input: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE.npy", help="An example of what the target needs beside the class; repeatable."),
+    ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Explain so many of the highest classes, instead of one that is asked for.")
     ] = None,
@@ -62,6 +67,7 @@ def export(
 
     from camkit.exports import export as write
     from camkit.output import file_name
+    from camkit.targets import Target
     from camkit_export.triton import destination, write_model
 
     torch.manual_seed(seed)
@@ -78,7 +84,7 @@ def export(
             path,
             methods,
             layer=layers or None,
-            target=target,
+            target=Target(target, inputs=dict(map(_target_input, target_input or []))),
             options=parse_options(option or [], methods, [target]),
             relu=not signed,
             top_k=top_k,
@@ -95,69 +101,21 @@ def export(
     printing.line(f"Wrote {written} ({report.nodes} nodes, {size:.1f} MB), verified.")
 
 
-@with_model(required=False)
-def verify(
-    options: ModelOptions,
-    file: Annotated[Path, typer.Argument(help="An exported file.", show_default=False)],
-    file_format: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="The format; 'aotinductor' runs native code.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random weights, as given to camkit export.")] = 0,
-) -> None:
-    """Check an exported file against its own test vectors.
-
-    With --model it is compared with PyTorch too, on other images.
-    """
-    import camkit
-    from camkit_export.verify import verify_vectors
-
-    session: Session = camkit.load(file, format=file_format)
-    checks = verify_vectors(session)
-    if options.model:
-        checks = (*checks, *_against_model(session, options, seed))
-    console = printing.console()
-    console.print(_table(checks))
-    failed = [check for check in checks if not check.passed]
-    if failed:
-        worst = max(failed, key=lambda check: check.error)
-        raise CamkitError(
-            f"'{file}' does not give what it should: {worst.name} differs by {worst.error:.1e}, "
-            f"{worst.tolerance:.0e} is allowed."
-        )
-    printing.line(f"{file} gives what it should.")
-
-
-def _against_model(session: "Session", options: ModelOptions, seed: int) -> "tuple[Check, ...]":
+def _target_input(text: str) -> "tuple[str, Tensor]":
+    """``NAME=FILE.npy`` as the name and an example, [1, ...] or of several images."""
+    import numpy as np
     import torch
 
-    from camkit.exports import request
-    from camkit_export.verify import compare_session
-
-    torch.manual_seed(seed)
-    facts = session.provenance
-    maps = session.map_facts
-    explainer, _ = options.explainer()
-    asked = request(
-        explainer,
-        list(dict.fromkeys(one["method"] for one in maps)),
-        layer=list(dict.fromkeys(one["layer"] for one in maps if one["layer"])) or None,
-        target=facts["target"],
-        options={
-            f"{owner}.{name}": value
-            for owner, given in (
-                (facts["target"], facts["target_options"]),
-                *((m["method"], m["options"]) for m in maps),
-            )
-            for name, value in given.items()
-        },
-        relu=session.relu,
-        images=None if session.takes_pictures else torch.randn(1, *session.image_shape),
-        top_k=session.top_k,
-        frame_size=session.image_shape[:2] if session.takes_pictures else None,
-        raw=session.raw,
-        half=session.half,
-    )
-    return compare_session(session, asked)
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise CamkitError(f"--target-input was '{text}'; NAME=FILE.npy is expected, such as embedding=cat.npy.")
+    try:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.ndim == 0 or len(array) == 0:
+            raise ValueError("it is no array with an entry for an image")
+        return name, torch.from_numpy(array)
+    except (OSError, ValueError, TypeError) as error:
+        raise CamkitError(f"The example '{path}' of the input '{name}' cannot be read: {first_line(error)}") from None
 
 
 def _frame_size(explainer: "Explainer", wanted: bool, text: str | None) -> tuple[int, int] | None:

@@ -19,9 +19,11 @@ from pathlib import Path
 
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
+from camkit_export.reference import further_inputs
 from camkit_export.session import METADATA_FORMAT, Session
 from camkit_export.trace import Graph, map_names, traced
-from camkit_export.verify import compare_session, demand, make_vectors, verify_vectors
+from camkit_export.vectors import make_vectors
+from camkit_export.verify import compare_session, demand, verify_vectors
 
 Write = Callable[[Graph, Path, str], int]
 Open = Callable[[Path], Session]
@@ -49,6 +51,10 @@ def publish(request: ExportRequest, path: Path, write: Write, open_session: Open
             "top_k": request.top_k,
             "maps": list(map_names(request)),
             "provenance": dict(request.provenance),
+            "further": [
+                {"name": name, "shape": list(shape), "type": kind.name}
+                for name, (shape, kind) in further_inputs(request).items()
+            ],
             "vectors": make_vectors(request),
         }
     )

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from camkit.errors import CamkitError, first_line
+from camkit.errors import CamkitError, first_line, unknown
 from camkit_export import onnx_file
 
 METADATA_KEY = "camkit"
 # In formats that are archives, the file that holds it.
 METADATA_FILE = "camkit.json"
-METADATA_FORMAT = 2
+METADATA_FORMAT = 3
 
 # Of a graph of one map, what it takes and gives, in this order. With the top classes explained there is no class_index.
 INPUTS = ("image", "class_index")
@@ -77,9 +77,16 @@ class Session(ABC):
         half: whether its weights are kept in float16.
         top_k: how many classes are explained of each image; None where the class is an input.
         maps: the names of the maps, ``METHOD__LAYER``; one empty name where there is one map.
+        further: by name, shape of one image's and numpy type of what the target needs beside the class.
         inputs, outputs: the names of the graph's inputs and outputs, in order.
-        vectors: the test vectors of the file, one entry for each map and rank (see `camkit_export.verify`).
+        vectors: the test vectors of the file, one entry for each map and rank (see `camkit_export.vectors`).
+        runtime: what runs it, and which version: ``onnxruntime 1.31.1``; empty where an engine does not say.
+        providers: what of the runtime really does, best first. ONNX Runtime lists TensorRT and CUDA even where their
+            libraries are missing and goes on without them; these are the ones that it could start.
     """
+
+    runtime: str = ""
+    providers: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path, metadata: str | None) -> None:
         self.path = Path(path)
@@ -100,11 +107,14 @@ class Session(ABC):
             self.top_k = None if facts["top_k"] is None else int(facts["top_k"])
             self.maps: tuple[str, ...] = tuple(str(name) for name in facts["maps"])
             self.vectors: Sequence[Mapping[str, Any]] = facts["vectors"]
+            self.further: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+                str(one["name"]): (tuple(map(int, one["shape"])), np.dtype(one["type"])) for one in facts["further"]
+            }
             names = self.provenance.get("class_names")
             self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CamkitError(f"The camkit metadata of {self.path} is damaged: {error!r}.") from error
-        self.inputs = INPUTS if self.top_k is None else INPUTS[:1]
+        self.inputs = (*(INPUTS if self.top_k is None else INPUTS[:1]), *self.further)
         self.outputs = output_names(self.maps, raw=self.raw)
 
     @property
@@ -118,33 +128,51 @@ class Session(ABC):
         facts: Sequence[Mapping[str, Any]] = self.provenance.get("maps", [self.provenance])
         return facts
 
+    @property
+    def provider(self) -> str:
+        """The first of `providers`, which runs whatever of the graph it can; empty where an engine does not say."""
+        return self.providers[0] if self.providers else ""
+
     def blank(self) -> Floats | Pixels:
         """One image of zeros, [1, ...], as the file takes it."""
         return np.zeros((1, *self.image_shape), self.image_type)
 
+    def example(self) -> tuple[NDArray[Any], ...]:
+        """All inputs for one image, of zeros, and the top class."""
+        return self.checked(
+            self.blank(), None, **{name: np.zeros((1, *shape), kind) for name, (shape, kind) in self.further.items()}
+        )
+
     def __call__(
-        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self,
+        images: Floats | Pixels,
+        classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        **further: NDArray[Any],
     ) -> Result:
         """Explains images: preprocessed, float32 [B, C, H, W]; or pictures, uint8 [B, H, W, 3], as the file takes them.
 
-        `classes` is one class index for all images or one for each; None or a negative index: the top class.
+        `classes` is one class index for all images or one for each; None or a negative index: the top class. `further`
+        holds by name what else the file's target needs, [B, ...] each or [1, ...] for all images.
 
         Raises:
-            CamkitError: the images have another shape or type, a class index is too large or may not be given, or the
-                file has several maps.
+            CamkitError: the images or another input have another shape or type, a class index is too large or may not
+                be given, an input is missing, or the file has several maps.
         """
         if len(self.maps) != 1:
             raise CamkitError(
                 f"The file {self.path} has {len(self.maps)} maps ({', '.join(self.maps)}); "
                 f"call results(...) for all of them."
             )
-        return self.results(images, classes)[0]
+        return self.results(images, classes, **further)[0]
 
     def results(
-        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self,
+        images: Floats | Pixels,
+        classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        **further: NDArray[Any],
     ) -> list[Result]:
         """A result for each map of the file, in the order of `maps`; arguments and errors as for a call."""
-        found = self.tensors(images, classes)
+        found = self.tensors(images, classes, **further)
         none = np.zeros(0, np.float32)
         return [
             Result(
@@ -158,21 +186,33 @@ class Session(ABC):
         ]
 
     def tensors(
-        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self,
+        images: Floats | Pixels,
+        classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        **further: NDArray[Any],
     ) -> dict[str, NDArray[Any]]:
         """The graph's outputs by their names, in their order; arguments and errors as for a call."""
-        return dict(zip(self.outputs, self._run(*self.checked(images, classes)), strict=True))
+        return self.run(*self.checked(images, classes, **further))
+
+    def run(self, *inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The graph's outputs by their names, of inputs that were checked, in their order."""
+        return dict(zip(self.outputs, self._run(*inputs), strict=True))
 
     def checked(
-        self, images: Floats | Pixels, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None
+        self,
+        images: Floats | Pixels,
+        classes: int | Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        **further: NDArray[Any],
     ) -> tuple[NDArray[Any], ...]:
-        """Images and, where the file takes them, their classes [B] as the graph takes them; as for a call."""
+        """The inputs as the graph takes them, in their order; arguments and errors as for a call."""
         images = self._checked_images(images)
-        if self.top_k is None:
-            return images, self._checked_classes(classes, len(images))
-        if classes is not None:
+        if self.top_k is not None and classes is not None:
             raise CamkitError(f"The file {self.path} explains the top {self.top_k} classes; no class can be asked for.")
-        return (images,)
+        asked = () if self.top_k is not None else (self._checked_classes(classes, len(images)),)
+        for name in further:
+            if name not in self.further:
+                raise unknown("input", name, self.inputs)
+        return images, *asked, *(self._checked_further(name, further.get(name), len(images)) for name in self.further)
 
     @abstractmethod
     def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
@@ -188,6 +228,20 @@ class Session(ABC):
             wanted = ", ".join(str(size) for size in self.image_shape)
             raise CamkitError(f"Images must have the shape [batch, {wanted}], not {list(images.shape)}.")
         return np.ascontiguousarray(images)
+
+    def _checked_further(self, name: str, given: NDArray[Any] | None, images: int) -> NDArray[Any]:
+        shape, kind = self.further[name]
+        wanted = f"a numpy array of {kind} and shape [{', '.join(map(str, ('batch', *shape)))}]"
+        if given is None:
+            raise CamkitError(f"The input '{name}' is missing; {wanted} is expected.")
+        given = np.asarray(given)
+        if given.dtype.kind != kind.kind or given.shape[1:] != shape or given.shape[:1] not in ((1,), (images,)):
+            raise CamkitError(
+                f"The input '{name}' is {given.dtype} of shape {list(given.shape)}; {wanted} is expected."
+            )
+        if kind.kind == "i" and (given.min() < 0 or given.max() >= self.classes):
+            raise CamkitError(f"The input '{name}' holds classes, from 0 to {self.classes - 1}, not {given.max()}.")
+        return np.broadcast_to(given.astype(kind), (images, *shape)).copy()
 
     def _checked_classes(self, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None, images: int) -> Integers:
         given = np.asarray(-1 if classes is None else classes)
@@ -208,7 +262,7 @@ class Session(ABC):
 class OnnxSession(Session):
     """An exported ``.onnx`` file in ONNX Runtime.
 
-    `providers` are those of ONNX Runtime, best first.
+    `providers` are those of ONNX Runtime that are wished for, best first; the attribute has those that it could start.
 
     Raises:
         CamkitError: there is no such file, it is damaged or not camkit's, or it would load more than its own graph.
@@ -234,6 +288,8 @@ class OnnxSession(Session):
             self._engine = onnxruntime.InferenceSession(data, options, providers=list(providers))
         except Exception as error:  # its exception classes are private
             raise CamkitError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.providers = tuple(self._engine.get_providers())
 
     def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
         found: list[NDArray[Any]] = self._engine.run(list(self.outputs), dict(zip(self.inputs, inputs, strict=True)))

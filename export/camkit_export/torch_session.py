@@ -12,6 +12,8 @@ from camkit_export.session import Session
 class TorchSession(Session):
     """A session whose graph takes and gives tensors; a format's own class opens the file and sets `_graph`."""
 
+    runtime = f"torch {torch.__version__}"
+    providers = ("CPU",)
     _graph: Callable[..., Sequence[torch.Tensor]]
 
     def _run(self, *inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:

@@ -62,7 +62,8 @@ class Graph(GraphModule):
 
     def __init__(self, explain: GraphModule, request: ExportRequest, origins: Mapping[str, str]) -> None:
         names = map_names(request)
-        inputs, outputs = INPUTS if request.top_k is None else INPUTS[:1], output_names(names, raw=request.raw)
+        inputs = (*(INPUTS if request.top_k is None else INPUTS[:1]), *request.inputs)
+        outputs = output_names(names, raw=request.raw)
         graph = FxGraph()
         given = tuple(graph.placeholder(name) for name in inputs)
         found = graph.call_module("explain", given)
@@ -82,9 +83,10 @@ def map_names(request: ExportRequest) -> tuple[str, ...]:
 
 
 def _example(request: ExportRequest, batch: int) -> tuple[Tensor, ...]:
-    """Inputs of a graph: images of zeros, and class 0 where the class is an input."""
+    """Inputs of a graph: images of zeros, class 0 where the class is an input, the example of any further input."""
     images = torch.zeros(batch, *request.image_shape, dtype=torch.uint8 if request.frames else torch.float32)
-    return (images,) if request.top_k else (images, torch.zeros(batch, dtype=torch.int64))
+    classes = () if request.top_k else (torch.zeros(batch, dtype=torch.int64),)
+    return (images, *classes, *(one.repeat(batch, *[1] * (one.ndim - 1)) for one in request.inputs.values()))
 
 
 def installed_rules() -> tuple[dict[Any, Callable[..., Any]], list[type]]:
@@ -147,13 +149,17 @@ def _trace(
         # the batch is the one symbol: not even a size that happens to equal it is taken for it
         shapes = ShapeEnv(assume_static_by_default=True, duck_shape=False)
         fake = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True, allow_fallback_kernels=False)
-        dynamic = [DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * 3
-        images, *classes = inputs = [
-            fake.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic[: tensor.dim()]))
+        images, *others = inputs = [
+            fake.from_tensor(
+                tensor,
+                symbolic_context=StatelessSymbolicContext(
+                    dynamic_sizes=[DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (tensor.dim() - 1)
+                ),
+            )
             for tensor in _example(request, batch)
         ]
-        # both have one batch: said here, or a comparison of the two sizes would be left in the graph
-        for one in classes:
+        # all have one batch: said here, or a comparison of two sizes would be left in the graph
+        for one in others:
             torch._check(images.shape[0] == one.shape[0])
         # fused attention has no backward in terms of forward operators
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

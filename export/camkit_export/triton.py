@@ -17,7 +17,7 @@ from camkit_export.session import Session
 
 # Of the formats that Triton's backends run: the platform, and whether tensors go by place instead of name.
 _PLATFORMS = {".onnx": ("onnxruntime_onnx", False), ".pt": ("pytorch_libtorch", True)}
-_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8"}
+_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL"}
 
 _LABELS = "labels.txt"
 
@@ -102,8 +102,8 @@ def config(session: Session, name: str) -> str:
     and no dimension at all to the graph.
     """
     platform, by_place = _PLATFORMS[session.path.suffix]
-    inputs = session.checked(session.blank())
-    outputs = session.tensors(*inputs)
+    inputs = session.example()
+    outputs = session.run(*inputs)
     parts = [
         f"name: {_quoted(name)}",
         f"platform: {_quoted(platform)}",

@@ -20,19 +20,15 @@ def ablationcam(activations: Tensor, head: Head, *, weights: Literal["relative",
     exactly 0 has no shares, so the weights are the drops themselves: the same map up to its scale. Where features can
     be negative grad-cam fills a channel with about -1e7 instead of zero.
     """
-    channels = activations.flatten(2).any(dim=2).any(dim=0).nonzero()[:, 0].tolist()
+    channels = torch.arange(activations.shape[1], device=activations.device)
 
-    def make(i: int) -> Tensor:
-        # the last one is whole: its score comes the same way as the others, with the same rounding
-        ablated = activations.clone()
-        if i < len(channels):
-            ablated[:, channels[i]] = 0
-        return ablated
+    def mask(indices: Tensor) -> Tensor:
+        return (channels != indices[:, None])[:, :, None, None]
 
-    scores = head.map(make, len(channels) + 1)
+    # the last one is whole: its score comes the same way as the others, with the same rounding
+    scores = head.masked(mask, len(channels) + 1)
     whole = scores[:, -1:]
-    drops = torch.zeros_like(activations[:, :, 0, 0], dtype=scores.dtype)
-    drops[:, channels] = whole - scores[:, :-1]
+    drops = whole - scores[:, :-1]
     if weights == "slope":
         return weighted(activations, divide(drops, torch.linalg.vector_norm(activations, dim=(2, 3))))
     return weighted(activations, drops / torch.where(whole == 0, 1, whole.abs()))

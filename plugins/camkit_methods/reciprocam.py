@@ -1,12 +1,14 @@
 """Recipro-CAM (Byun and Lee, 2022, arXiv:2209.14074) and ViT-Recipro-CAM (Byun and Lee, 2023, arXiv:2310.02588)."""
 
+import torch
 from torch import Tensor
 
 from camkit import plugin
 from camkit.contracts import Head
 
-SINGLE = ((0.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 0.0))
-GAUSSIAN = ((1 / 16, 1 / 8, 1 / 16), (1 / 8, 1 / 4, 1 / 8), (1 / 16, 1 / 8, 1 / 16))
+# What is left of a row or column, and of its neighbours; the kernel is the product of both.
+SINGLE = (1.0, 0.0)
+GAUSSIAN = (1 / 2, 1 / 4)
 
 
 @plugin.method("reciprocam", paper="arXiv:2209.14074")
@@ -32,13 +34,15 @@ def vit_reciprocam(activations: Tensor, head: Head, *, gaussian: bool = True) ->
 
 def _left_alone(activations: Tensor, head: Head, *, gaussian: bool) -> Tensor:
     height, width = activations.shape[2:]
-    kernel = activations.new_tensor(GAUSSIAN if gaussian else SINGLE)
+    middle, beside = GAUSSIAN if gaussian else SINGLE
 
-    def make(i: int) -> Tensor:
-        row, column = divmod(i, width)
-        # one position wider on each side, so that the kernel fits at the border
-        mask = activations.new_zeros(height + 2, width + 2)
-        mask[row : row + 3, column : column + 3] = kernel
-        return activations * mask[1:-1, 1:-1]
+    def left(length: int, places: Tensor) -> Tensor:
+        distance = (torch.arange(length, device=places.device) - places[:, None]).abs()
+        return (distance == 0) * middle + (distance == 1) * beside
 
-    return head.map(make, height * width).reshape(-1, height, width)
+    def mask(indices: Tensor) -> Tensor:
+        rows, columns = left(height, indices // width), left(width, indices % width)
+        return rows[:, None, :, None] * columns[:, None, None, :]
+
+    scores: Tensor = head.masked(mask, height * width).unflatten(1, (height, width))
+    return scores

@@ -94,7 +94,7 @@ def make_request(
         activations = as_grid(leaf[0].detach(), layout, prefix, grid)
         return logits.detach(), method(activations, as_grid(gradients, layout, prefix, grid)), explained
 
-    def oracle(images: Tensor, class_index: Tensor) -> tuple[Tensor, Tensor]:
+    def oracle(images: Tensor, class_index: Tensor, inputs: Any = None) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

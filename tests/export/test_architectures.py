@@ -65,8 +65,9 @@ CASES = {
     ("export", "suffix"),
     [
         (export_onnx, "onnx"),
-        (export_torchscript, "pt"),
-        pytest.param(export_pt2, "pt2", marks=pytest.mark.slow),  # the graph as it was traced
+        # the graph as it was traced, in torch's own operators
+        pytest.param(export_torchscript, "pt", marks=pytest.mark.slow),
+        pytest.param(export_pt2, "pt2", marks=pytest.mark.slow),
     ],
 )
 def test_export(case, export, suffix, tmp_path):

@@ -15,13 +15,14 @@ from torch import nn
 
 from camkit.check import Check
 from camkit.errors import CamkitError
+from camkit_export.inputs import real_sample
 from camkit_export.onnx import export_onnx
 from camkit_export.publish import publish
-from camkit_export.session import Result, Session
+from camkit_export.session import OnnxSession, Result, Session
 from camkit_export.torchscript import TorchScriptSession, export_torchscript
 from camkit_export.torchscript import _write as write_torchscript
 from camkit_export.trace import Graph
-from camkit_export.verify import compare, verify_file
+from camkit_export.verify import compare, compare_kinds, verify_file
 from standin import Small, images, make_request
 
 
@@ -106,7 +107,7 @@ def test_old_file_survives_a_failed_export(small, tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes(b"before")
 
-    def oracle(images, class_index):
+    def oracle(images, class_index, inputs=None):
         logits, maps = small.oracle(images, class_index)
         return logits * 1.01, maps
 
@@ -183,7 +184,7 @@ def replaced(request, maps):
         logits, found, explained = request.explain(images, class_index)
         return logits, maps(logits, found, explained), explained
 
-    def oracle(images, class_index):
+    def oracle(images, class_index, inputs=None):
         logits, found = request.oracle(images, class_index)
         return logits, maps(logits, found, torch.where(class_index < 0, logits.argmax(1), class_index))
 
@@ -266,7 +267,7 @@ def test_ties_are_left_out_and_counted(small, tmp_path):
         logits, maps, explained = small.explain(images, class_index.clamp(max=6))
         return double(logits), maps, torch.where(class_index < 0, explained, class_index)
 
-    def oracle(images, class_index):
+    def oracle(images, class_index, inputs=None):
         logits, maps = small.oracle(images, class_index.clamp(max=6))
         return double(logits), maps
 
@@ -286,7 +287,7 @@ def test_jump_of_the_map_is_left_out_and_counted(small, tmp_path, distance, pass
         logits, maps, explained = small.explain(batch, class_index)
         return logits, maps * (1 + 0.01 * (batch[:, 0, 0, 0] > edge).float()).view(-1, 1, 1), explained
 
-    def oracle(batch, class_index):
+    def oracle(batch, class_index, inputs=None):
         logits, maps = small.oracle(batch, class_index)
         return logits, maps * (1 + 0.01 * (batch[:, 0, 0, 0] >= edge - distance).double()).view(-1, 1, 1)
 
@@ -346,3 +347,67 @@ assert all(check.passed for check in verify_file(sys.argv[1]))
 def test_vectors_need_no_torch(small_onnx):
     run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, small_onnx], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def spoilt(request, *, threshold, eager=None, oracle=None):
+    """The request with other logits for images beyond a size, in eager, in the oracle or in both."""
+
+    def changed(function, change):
+        def explain(images, class_index, *inputs):
+            logits, *rest = function(images, class_index, *inputs)
+            beyond = images.flatten(1).abs().amax(dim=1, keepdim=True) > threshold
+            return torch.where(beyond, change(logits), logits), *rest
+
+        return explain if change else function
+
+    return dataclasses.replace(request, explain=changed(request.explain, eager), oracle=changed(request.oracle, oracle))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"oracle": lambda logits: logits * np.nan}, "the reference is not finite"),
+        ({"eager": lambda logits: logits * np.inf}, "float32 is not enough"),
+        ({"eager": lambda logits: logits * 1.01}, "float32 is not enough"),
+    ],
+)
+def test_huge_images_without_an_answer_are_left_out_and_counted(small_pt, small, change, reason):
+    found = compare_kinds(TorchScriptSession(small_pt), spoilt(small, threshold=100, **change))
+    kinds = {one.kind: one for one in found}
+    assert kinds["huge"].left_out == {reason: 12}
+    assert [check.images for check in kinds["huge"].checks["oracle"]] == [0] * 4
+    assert (kinds["huge"].passed, kinds["huge"].proves) == (True, False)
+    assert [(kinds[kind].left_out, kinds[kind].proves) for kind in ("random", "constant", "tiny")] == [({}, True)] * 3
+
+
+def test_random_images_without_an_answer_fail(small_pt, small):
+    request = spoilt(small, threshold=0, oracle=lambda logits: logits * np.nan)
+    failed = [check.name for check in compare(small_pt, request) if not check.passed]
+    assert "logits against the oracle" in failed
+
+
+def test_real_images_come_in_batches_of_every_size():
+    given = np.arange(22.0, dtype=np.float32).reshape(22, 1, 1, 1)
+    assert [len(batch) for batch in real_sample(given).batches] == [1, 3, 8, 8, 2]
+    assert np.concatenate(real_sample(given).batches).ravel().tolist() == list(range(22))
+
+
+def test_provider_is_the_one_that_runs(small_onnx):
+    session = OnnxSession(small_onnx)
+    assert (session.provider, session.providers) == ("CPUExecutionProvider", ("CPUExecutionProvider",))
+    assert session.runtime.startswith("onnxruntime ")
+
+
+WISHED = """
+import sys
+from camkit_export.session import OnnxSession
+print(*OnnxSession(sys.argv[1], ["CUDAExecutionProvider", "CPUExecutionProvider"]).providers)
+"""
+
+
+def test_provider_that_cannot_start_is_not_reported(small_onnx):
+    """Without a GPU to be seen CUDA cannot start, also where ONNX Runtime lists it."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    arguments = [sys.executable, "-W", "ignore", "-c", WISHED, small_onnx]
+    run = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == ["CPUExecutionProvider"], run.stderr

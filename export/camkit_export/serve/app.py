@@ -73,7 +73,7 @@ class Service:
         self.limits = limits
         self.pictures = Pictures(session, limits.pixels)
         # the first run of a session is slow, and tells how large its maps are
-        self.metadata = protocol.metadata(name, session, session.tensors(session.blank()))
+        self.metadata = protocol.metadata(name, session, session.run(*session.example()))
         self.gate = Gate()
         self.places = Places(limits.queue)
         self.metrics = Metrics(lambda: self.places.taken)

@@ -75,7 +75,7 @@ def metadata(name: str, session: Session, outputs: Mapping[str, NDArray[Any]]) -
 
     `outputs` are those of any run.
     """
-    inputs = dict(zip(session.inputs, session.checked(session.blank()), strict=True))
+    inputs = dict(zip(session.inputs, session.example(), strict=True))
 
     def tensors(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
         return [
@@ -104,18 +104,19 @@ def parse(body: bytes, header_length: str | None, session: Session) -> Inference
     except ValidationError as error:
         raise Refused(f"The request was not understood: {first_error(error)}.") from None
     tensors: dict[str, NDArray[Any]] = {}
+    kinds = {name: array.dtype for name, array in zip(session.inputs, session.example(), strict=True)}
     for one in request.inputs:
         if one.name not in session.inputs:
             raise unknown("input", one.name, session.inputs)
         if one.name in tensors:
             raise Refused(f"The input '{one.name}' was given twice.")
-        kind = "INT64" if one.name == "class_index" else _NAMES[np.dtype(session.image_type)]
+        kind = _NAMES[kinds[one.name]]
         tensors[one.name], rest = _tensor(one, kind, rest)
     if rest:
         raise Refused(f"{len(rest)} bytes of the body belong to no input.")
     if "image" not in tensors:
         raise Refused("The input 'image' is missing.")
-    inputs = session.checked(tensors["image"], tensors.get("class_index"))
+    inputs = session.checked(tensors.pop("image"), tensors.pop("class_index", None), **tensors)
     return Inference(request.id, inputs, _outputs(request, session.outputs))
 
 

@@ -1,0 +1,39 @@
+"""Single maps of a session: what a file that holds several, or several classes, is compared by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from camkit_export.session import Integers, Result, Session
+
+
+@dataclass(frozen=True)
+class View:
+    """One map of a session, for one class of each image: what a graph of that map alone would answer."""
+
+    session: Session
+    name: str
+    rank: int | None
+
+    @property
+    def title(self) -> str:
+        """Which map and class it is; nothing where there is one."""
+        ranked = "" if self.rank is None else f"class {self.rank + 1} of {self.session.top_k}"
+        return ", ".join(part for part in (self.name, ranked) if part)
+
+    def __call__(self, images: NDArray[Any], classes: Integers, further: Mapping[str, NDArray[Any]]) -> Result:
+        """As for a session of one map."""
+        found = self.session.results(images, classes if self.rank is None else None, **further)
+        result = found[self.session.maps.index(self.name)]
+        if self.rank is None:
+            return result
+        heat = result.heatmaps if self.session.raw else result.heatmaps[:, self.rank]
+        return Result(result.logits, heat, result.maps[:, self.rank], result.classes[:, self.rank])
+
+
+def views(session: Session) -> list[View]:
+    """Every map of a session, and of each every class, in the order of its test vectors."""
+    ranks = [None] if session.top_k is None else range(session.top_k)
+    return [View(session, name, rank) for name in session.maps for rank in ranks]
