@@ -58,6 +58,7 @@ class ExportRequest:
         frames: what makes the model's input of pictures, uint8 [B, H, W, 3]; None where images are preprocessed.
         raw: whether the heatmaps are left out.
         half: whether the weights are kept in float16.
+        dynamic_size: whether images may have any height and width; `image_shape` is then an example.
         inputs: by name, one image's example [1, ...] of each of the target's own inputs.
     """
 
@@ -74,18 +75,19 @@ class ExportRequest:
     frames: Frames | None = None
     raw: bool = False
     half: bool = False
+    dynamic_size: bool = False
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def heatmaps(self, maps: Tensor) -> Tensor:
-        """Heatmaps [B, H, W], or [B, k, H, W], of maps [B, h, w], or [B, k, h, w], as large as an image."""
-        return heatmaps_of(maps, self.image_shape, self.frames, relu=self.relu)
+    def heatmaps(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Heatmaps [B, H, W], or [B, k, H, W], of maps [B, h, w], or [B, k, h, w], as large as the images."""
+        return heatmaps_of(maps, images.shape, self.frames, relu=self.relu)
 
 
-def heatmaps_of(maps: Tensor, image_shape: tuple[int, int, int], frames: Frames | None, *, relu: bool) -> Tensor:
-    """See `ExportRequest.heatmaps`."""
+def heatmaps_of(maps: Tensor, shape: Sequence[int], frames: Frames | None, *, relu: bool) -> Tensor:
+    """See `ExportRequest.heatmaps`; `shape` is that of the images, [B, C, H, W]."""
     every = maps.flatten(0, 1) if maps.ndim == 4 else maps
     if frames is None:
-        found = heatmaps(every, (image_shape[1], image_shape[2]), relu=relu)
+        found = heatmaps(every, (shape[2], shape[3]), relu=relu)
     else:
         found = frames.place(heatmaps(every, frames.region[2:], relu=relu))
     return found.unflatten(0, (-1, maps.shape[1])) if maps.ndim == 4 else found
@@ -134,6 +136,7 @@ def export(
     frame_size: Size | None = None,
     raw: bool = False,
     half: bool = False,
+    dynamic_size: bool = False,
     format: str | None = None,  # noqa: A002 - what it is called everywhere
     **format_options: Any,
 ) -> ExportReport:
@@ -154,6 +157,7 @@ def export(
         frame_size: (height, width) of pictures, uint8 [B, H, W, 3]: the graph then preprocesses them itself.
         raw: leave the heatmaps out; the maps are smaller.
         half: keep the weights in float16, half as large; computed is in float32.
+        dynamic_size: take images of any height and width that the model takes.
         format: name of the format (``onnx``, ``torchscript``, ``pt2``, ``aotinductor``) for a file of any other suffix.
         format_options: options of the format, such as ``opset``.
 
@@ -177,6 +181,7 @@ def export(
         frame_size=frame_size,
         raw=raw,
         half=half,
+        dynamic_size=dynamic_size,
     )
     return exporter.function(prepared, path, **chosen)
 
@@ -216,6 +221,7 @@ def request(
     frame_size: Size | None = None,
     raw: bool = False,
     half: bool = False,
+    dynamic_size: bool = False,
 ) -> ExportRequest:
     """The request for an export, after one eager run that finds out whether the methods suit the model."""
     if explainer.device.type != "cpu" or explainer.dtype != torch.float32:
@@ -246,6 +252,8 @@ def request(
     classes = forward.features.shape[1]
     _check_top_k(top_k, classes, "class_index" in function.inputs and forward.reader.classes)
     frames = _frames(explainer, frame_size, example)
+    if frames and dynamic_size:
+        raise CamkitError("Pictures that the graph preprocesses have one size; leave out their size or --dynamic-size.")
     whole = ExportRequest(
         explain=_of_frames(
             traceable(plan, function, question.options, question.probability, top_k, list(inputs)), frames
@@ -272,6 +280,7 @@ def request(
         frames=frames,
         raw=raw,
         half=half,
+        dynamic_size=dynamic_size,
         inputs=inputs,
     )
     singles = [_part(explainer, whole, example, methods[m], plan, (m, n), layers[n], options) for m, n in positions]

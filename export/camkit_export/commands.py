@@ -46,6 +46,9 @@ def export(
     signed: Annotated[bool, typer.Option("--signed", help="Heatmaps without ReLU, in [-1, 1].")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="No heatmaps, the small maps alone.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Weights in float16, half as large.")] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Take images of any height and width that the model takes.")
+    ] = False,
     with_preprocessing: Annotated[
         bool, typer.Option("--with-preprocessing", help="Take pictures, uint8 [batch, H, W, 3].")
     ] = False,
@@ -91,6 +94,7 @@ def export(
             frame_size=_frame_size(explainer, with_preprocessing, frame_size),
             raw=raw,
             half=half,
+            dynamic_size=dynamic_size,
             format=file_format,
             **format_options,
         )

@@ -12,6 +12,9 @@ from camkit_export.agreement import Case, Doubles, Tolerances, agreement
 from camkit_export.session import Result
 from camkit_export.similarity import rank_correlation, top_area_overlap
 
+# Images that the name of a check leaves unsaid.
+_USUAL = ("random", "stored")
+
 
 @dataclass(frozen=True)
 class Likeness:
@@ -57,9 +60,10 @@ class Comparison:
         return any(check.images for checks in self.checks.values() for check in checks if check.name == "map")
 
     def named_checks(self) -> tuple[Check, ...]:
-        """Every check, with its map and reference in its name."""
+        """Every check, with its map, its images and its reference in its name."""
+        of, on = f"{self.title}, " if self.title else "", "" if self.kind in _USUAL else f" on {self.kind} images"
         return tuple(
-            replace(check, name=f"{self.title}{', ' if self.title else ''}{check.name} against the {reference}")
+            replace(check, name=f"{of}{check.name}{on} against the {reference}")
             for reference, checks in self.checks.items()
             for check in checks
         )

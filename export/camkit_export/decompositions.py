@@ -154,6 +154,16 @@ def safe_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> T
     return torch.softmax(input, dim, dtype)
 
 
+@plugin.decomposition(aten.stack.default)
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors side by side along a new axis.
+
+    PyTorch's own rule joins them along the old one and views that as two, with the batch as the second. Before a
+    transpose OpenVINO (2026.4) takes such a view for shuffled channels, whose number has to be known, and gives up.
+    """
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
 @plugin.decomposition(aten.empty_permuted.default)
 def empty_permuted(
     size: Sequence[int],

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, numpy_helper
 
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
+from camkit_export.onnx_operators import FORMS
 from camkit_export.program import captured
 from camkit_export.publish import publish
 from camkit_export.quiet import quiet
@@ -37,6 +39,7 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
 
     def write(graph: Graph, target: Path, metadata: str) -> int:
         model = _convert(graph, opset)
+        _keep_padding(model.graph)
         _strip(model)
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, metadata
@@ -55,6 +58,7 @@ def _convert(graph: Graph, opset: int) -> ModelProto:
                 captured(graph),
                 (),
                 dynamo=True,
+                custom_translation_table=FORMS,
                 opset_version=opset,
                 input_names=graph.inputs,
                 output_names=graph.outputs,
@@ -81,6 +85,20 @@ def _explained(error: BaseException, origins: Mapping[str, str]) -> CamkitError:
         return CamkitError(f"The ONNX exporter failed: {reason[:400]}")
     operator = f"{missing[1]}.{missing[2]}"
     return missing_rule(operator, origins.get(operator))
+
+
+def _keep_padding(graph: GraphProto) -> None:
+    """Names the axes of zeros around a max-pooling's input.
+
+    ONNX Runtime (1.31) makes padding without axes the pooling's own, which is of -inf and gives something else.
+    """
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    sizes = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 1}
+    for node in graph.node:
+        if node.op_type == "Pad" and node.output[0] in pooled and len(node.input) < 4:
+            axes = numpy_helper.from_array(np.arange(sizes[node.input[1]] // 2), f"{node.output[0]}_axes")
+            graph.initializer.append(axes)
+            node.input.extend([""] * (3 - len(node.input)) + [axes.name])
 
 
 def _strip(model: ModelProto) -> None:

@@ -1,17 +1,21 @@
 """The graph of an explanation as an ExportedProgram: what every format but TorchScript is made of."""
 
+from typing import Any
+
 import torch
 from torch.export import ExportedProgram
 
 from camkit.errors import CamkitError
 from camkit_export.quiet import quiet
-from camkit_export.trace import Graph
+from camkit_export.trace import Graph, dynamic_axes
 
 
 def captured(graph: Graph) -> ExportedProgram:
-    """The graph with a dynamic batch; raises whatever torch.export stumbles over."""
-    batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(graph, graph.example, dynamic_shapes=dict.fromkeys(graph.inputs, batch))
+    """The graph with what it leaves open of sizes; raises whatever torch.export stumbles over."""
+    batch = torch.export.Dim("batch")
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in graph.inputs}
+    shapes[graph.inputs[0]] |= dict.fromkeys(dynamic_axes(graph.request)[1:], torch.export.Dim.DYNAMIC)
+    return torch.export.export(graph, graph.example, dynamic_shapes=shapes)
 
 
 def exported_program(graph: Graph) -> ExportedProgram:

@@ -49,6 +49,7 @@ def publish(request: ExportRequest, path: Path, write: Write, open_session: Open
             "raw": request.raw,
             "half": request.half,
             "top_k": request.top_k,
+            "dynamic_size": request.dynamic_size,
             "maps": list(map_names(request)),
             "provenance": dict(request.provenance),
             "further": [

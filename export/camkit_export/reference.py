@@ -101,6 +101,17 @@ def clear_case(request: "ExportRequest", sample: Sample, seed: int) -> tuple[Cas
     return case.without(jumps, JUMP), found.tolerances
 
 
+def takes(request: "ExportRequest", sample: Sample) -> bool:
+    """Whether the model runs on images of a sample's size."""
+    images = sample.batches[0]
+    further = random_further(SEED, len(images), further_inputs(request), request.classes)
+    try:
+        _eager(request, images, np.zeros(len(images), np.int64), further)
+    except Exception:  # whatever a model says to a size that it does not take
+        return False
+    return True
+
+
 def refuse_constant(found: Truth) -> None:
     """A reference that is constant would agree with a graph in which the map was frozen.
 
@@ -154,7 +165,7 @@ def _compared_with_eager(request: "ExportRequest", sample: Sample, cases: list[C
     """The cases without images whose map jumps in eager, and ten times eager's error as tolerance."""
     from camkit.testing import tolerance
 
-    eager = [_eager(request, case) for case in cases]
+    eager = [_eager(request, case.images, case.classes, case.further) for case in cases]
     kept = [_with_one_answer(request, sample, case, answer) for case, answer in zip(cases, eager, strict=True)]
     if request.half:
         return Truth(request, sample, kept, eager, Tolerances(HALF_TOLERANCE, HALF_TOLERANCE, HALF_TOLERANCE))
@@ -219,20 +230,23 @@ def _oracle(
     """The oracle's answer and its heatmaps, which of a raw graph are none."""
     import torch
 
+    tensor = torch.from_numpy(images)
     logits, maps = request.oracle(
-        torch.from_numpy(images).double(),
+        tensor.double(),
         torch.from_numpy(classes),
         {name: torch.from_numpy(values) for name, values in further.items()},
     )
     maps = maps.double().cpu()
-    heat = np.zeros((len(maps), 0, 0)) if request.raw else request.heatmaps(maps).numpy()
+    heat = np.zeros((len(maps), 0, 0)) if request.raw else request.heatmaps(maps, tensor).numpy()
     return Answer(logits.double().cpu().numpy(), maps.numpy()), heat
 
 
-def _eager(request: "ExportRequest", case: Case) -> Answer:
+def _eager(
+    request: "ExportRequest", images: NDArray[Any], classes: Integers, further: Mapping[str, NDArray[Any]]
+) -> Answer:
     import torch
 
-    logits, maps, _ = request.explain(*map(torch.from_numpy, (case.images, case.classes, *case.further.values())))
+    logits, maps, _ = request.explain(*map(torch.from_numpy, (images, classes, *further.values())))
     return Answer(logits.detach().double().cpu().numpy(), maps.detach().double().cpu().numpy())
 
 

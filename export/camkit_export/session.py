@@ -69,6 +69,7 @@ class Session(ABC):
         path: the file.
         provenance: what was exported: model, method, options, layer, class names, preprocessing, versions.
         image_shape: of one image: (C, H, W); of pictures that the file preprocesses itself, (H, W, 3).
+        dynamic_size: whether images may have another height and width.
         image_type: the numpy type of images: float32, or uint8 for pictures.
         classes: the number of classes.
         class_names: their names, or None where the file has none.
@@ -104,6 +105,7 @@ class Session(ABC):
             self.image_type = {"float32": np.float32, "uint8": np.uint8}[facts["image_type"]]
             self.classes = int(facts["classes"])
             self.relu, self.raw, self.half = bool(facts["relu"]), bool(facts["raw"]), bool(facts["half"])
+            self.dynamic_size = bool(facts["dynamic_size"])
             self.top_k = None if facts["top_k"] is None else int(facts["top_k"])
             self.maps: tuple[str, ...] = tuple(str(name) for name in facts["maps"])
             self.vectors: Sequence[Mapping[str, Any]] = facts["vectors"]
@@ -132,6 +134,12 @@ class Session(ABC):
     def provider(self) -> str:
         """The first of `providers`, which runs whatever of the graph it can; empty where an engine does not say."""
         return self.providers[0] if self.providers else ""
+
+    def open_shape(self, name: str, array: NDArray[Any]) -> tuple[int, ...]:
+        """The shape of an input or output without its batch, -1 for a height and width that are open."""
+        shape = array.shape[1:]
+        sized = name == INPUTS[0] or name.partition("__")[0] in ("heatmap", "map")
+        return (*shape[:-2], -1, -1) if self.dynamic_size and sized else shape
 
     def blank(self) -> Floats | Pixels:
         """One image of zeros, [1, ...], as the file takes it."""
@@ -196,7 +204,15 @@ class Session(ABC):
 
     def run(self, *inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The graph's outputs by their names, of inputs that were checked, in their order."""
-        return dict(zip(self.outputs, self._run(*inputs), strict=True))
+        try:
+            return dict(zip(self.outputs, self._run(*inputs), strict=True))
+        except Exception as error:
+            if not self.dynamic_size:
+                raise
+            height, width = inputs[0].shape[2:]
+            raise CamkitError(
+                f"The model of {self.path} does not take images of {height}x{width}: {first_line(error)[:300]}"
+            ) from error
 
     def checked(
         self,
@@ -224,8 +240,10 @@ class Session(ABC):
         if images.dtype != self.image_type:
             kind = "pictures of whole levels, uint8" if self.takes_pictures else "preprocessed and float32"
             raise CamkitError(f"Images must be {kind}, not {images.dtype}.")
-        if images.ndim != 4 or images.shape[1:] != self.image_shape or len(images) == 0:
-            wanted = ", ".join(str(size) for size in self.image_shape)
+        fixed = 2 if self.dynamic_size else 4
+        if images.ndim != 4 or images.shape[1:fixed] != self.image_shape[: fixed - 1] or 0 in images.shape:
+            open_sizes = ("height", "width") if self.dynamic_size else ()
+            wanted = ", ".join(map(str, (*self.image_shape[: fixed - 1], *open_sizes)))
             raise CamkitError(f"Images must have the shape [batch, {wanted}], not {list(images.shape)}.")
         return np.ascontiguousarray(images)
 

@@ -92,7 +92,10 @@ def _write(graph: Graph, path: Path, metadata: str) -> int:
         if not graph.request.raw:
             # traced, as TorchScript does not compile all of Python; no size of the example stays but that of the images
             ranks = (2,) if graph.request.top_k else ()
-            parts["heatmap"] = torch.jit.trace(graph.heatmap, torch.zeros(2, *ranks, 3, 3))
+            images = graph.example[:1] if graph.request.dynamic_size else ()
+            parts["heatmap"] = torch.jit.trace(
+                graph.heatmap, (torch.zeros(len(graph.example[0]), *ranks, 3, 3), *images)
+            )
         try:
             module = torch.jit.script(GraphModule(parts, graph.graph).eval())
             # freezing would widen weights that are kept in float16

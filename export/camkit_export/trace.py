@@ -40,10 +40,12 @@ _ALIASES = (
 class _Heatmap(nn.Module):
     def __init__(self, request: ExportRequest) -> None:
         super().__init__()
-        self.image_shape, self.frames, self.relu = request.image_shape, request.frames, request.relu
+        self.shape, self.frames, self.relu = (1, *request.image_shape), request.frames, request.relu
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return heatmaps_of(maps, self.image_shape, self.frames, relu=self.relu)
+    def forward(self, maps: Tensor, images: Tensor | None = None) -> Tensor:
+        # only what depends on the images takes them: their size is a number where it is always the same
+        shape = self.shape if images is None else images.shape
+        return heatmaps_of(maps, shape, self.frames, relu=self.relu)
 
 
 class Graph(GraphModule):
@@ -70,7 +72,8 @@ class Graph(GraphModule):
         logits, *maps, explained = (
             graph.call_function(operator.getitem, (found, index)) for index in range(len(names) + 2)
         )
-        kept = [[one] if request.raw else [graph.call_module("heatmap", (one,)), one] for one in maps]
+        sized = given[:1] if request.dynamic_size else ()
+        kept = [[one] if request.raw else [graph.call_module("heatmap", (one, *sized)), one] for one in maps]
         graph.output((logits, *(one for both in kept for one in both), explained))
         super().__init__({"explain": explain, "heatmap": _Heatmap(request)}, graph)
         self.request, self.inputs, self.outputs, self.origins = request, inputs, outputs, origins
@@ -146,17 +149,21 @@ def _trace(
 ) -> tuple[GraphModule, dict[str, str], bool]:
     """The graph, where its operators come from, and whether something asked for the batch as a number."""
     with ExitStack() as stack:
-        # the batch is the one symbol: not even a size that happens to equal it is taken for it
+        # not even a size that happens to equal the batch is taken for it
         shapes = ShapeEnv(assume_static_by_default=True, duck_shape=False)
         fake = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True, allow_fallback_kernels=False)
+        axes = dynamic_axes(request)
         images, *others = inputs = [
             fake.from_tensor(
                 tensor,
                 symbolic_context=StatelessSymbolicContext(
-                    dynamic_sizes=[DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (tensor.dim() - 1)
+                    dynamic_sizes=[
+                        DimDynamic.DYNAMIC if axis in (axes if place == 0 else (0,)) else DimDynamic.STATIC
+                        for axis in range(tensor.dim())
+                    ]
                 ),
             )
-            for tensor in _example(request, batch)
+            for place, tensor in enumerate(_example(request, batch))
         ]
         # all have one batch: said here, or a comparison of two sizes would be left in the graph
         for one in others:
@@ -181,9 +188,27 @@ def _trace(
         origins = {str(node.target): module for node in graph.graph.nodes if (module := _own_module(node))}
         if not out_of_place(graph):
             graph = traced(functionalize(graph))
-        fixed = isinstance(images.shape[0], int) or images.shape[0].node.maybe_as_int() is not None
+        fixed = _is_fixed(images.shape[0])
+        _refuse_fixed_size(images, axes)
     _clean(graph)
     return graph, origins, fixed
+
+
+def dynamic_axes(request: ExportRequest) -> tuple[int, ...]:
+    """The axes of the images whose length a graph leaves open."""
+    return (0, 2, 3) if request.dynamic_size else (0,)
+
+
+def _is_fixed(size: Any) -> bool:
+    return isinstance(size, int) or size.node.maybe_as_int() is not None
+
+
+def _refuse_fixed_size(images: Tensor, axes: tuple[int, ...]) -> None:
+    sizes: list[Any] = [images.shape[axis] for axis in axes if axis]
+    if any(map(_is_fixed, sizes)):
+        raise CamkitError("The model or the method takes images of one size only; export it without --dynamic-size.")
+    if len(sizes) == 2 and sizes[0].node.expr == sizes[1].node.expr:
+        raise CamkitError("The model or the method takes square images only; export it without --dynamic-size.")
 
 
 @contextmanager

@@ -108,8 +108,8 @@ def config(session: Session, name: str) -> str:
         f"name: {_quoted(name)}",
         f"platform: {_quoted(platform)}",
         f"max_batch_size: {MAX_BATCH}",
-        *_tensors("input", inputs, session.inputs, by_place),
-        *_tensors("output", list(outputs.values()), list(outputs), by_place, _labelled(session)),
+        *_tensors("input", session, inputs, session.inputs, by_place),
+        *_tensors("output", session, list(outputs.values()), list(outputs), by_place),
         f"dynamic_batching {{ max_queue_delay_microseconds: {_DELAY_MICROSECONDS} }}",
         # clients read there how images are prepared, what the classes are called, and what was exported
         f'parameters {{ key: "camkit" value {{ string_value: {_quoted(json.dumps(dict(session.provenance)))} }} }}',
@@ -126,17 +126,17 @@ def _labels(session: Session) -> Iterable[str]:
 
 
 def _tensors(
-    kind: str, arrays: Sequence[NDArray[Any]], names: Sequence[str], by_place: bool, labelled: bool = False
+    kind: str, session: Session, arrays: Sequence[NDArray[Any]], names: Sequence[str], by_place: bool
 ) -> Iterable[str]:
     for place, (array, name) in enumerate(zip(arrays, names, strict=True)):
-        shape = array.shape[1:]
+        shape = session.open_shape(name, array)
         yield (
             f"{kind} {{\n"
             f"  name: {_quoted(f'{kind.upper()}__{place}' if by_place else name)}\n"
             f"  data_type: {_TYPES[array.dtype.name]}\n"
             f"  dims: {list(shape) or [1]}\n"
             + ("" if shape else "  reshape { shape: [ ] }\n")
-            + (f"  label_filename: {_quoted(_LABELS)}\n" if labelled and name == "logits" else "")
+            + (f"  label_filename: {_quoted(_LABELS)}\n" if name == "logits" and _labelled(session) else "")
             + "}"
         )
 

@@ -50,7 +50,7 @@ def compare(path: str | Path, request: "ExportRequest") -> tuple[Check, ...]:
 
 def compare_session(session: Session, request: "ExportRequest") -> tuple[Check, ...]:
     """As `compare`, for a session that is open."""
-    return _checks(compare_samples(session, request, [_random(session)]))
+    return _checks(compare_samples(session, request, _random(session, request)))
 
 
 def compare_kinds(session: Session, request: "ExportRequest", real: Sample | None = None) -> tuple[Comparison, ...]:
@@ -59,7 +59,7 @@ def compare_kinds(session: Session, request: "ExportRequest", real: Sample | Non
     Of images that are not random, those for which float32 is not enough are left out and counted.
     """
     unusual = unusual_samples(session.image_shape, pictures=session.takes_pictures)
-    return compare_samples(session, request, [_random(session), *([real] if real else []), *unusual])
+    return compare_samples(session, request, [*_random(session, request), *([real] if real else []), *unusual])
 
 
 def compare_samples(session: Session, request: "ExportRequest", samples: Iterable[Sample]) -> tuple[Comparison, ...]:
@@ -72,6 +72,7 @@ def compare_samples(session: Session, request: "ExportRequest", samples: Iterabl
 
     parts, every = request.parts or (request,), views(session)
     for what, has, needs in (
+        ("dynamic size", session.dynamic_size, request.dynamic_size),
         ("images", session.image_shape, tuple(request.image_shape)),
         ("classes", session.classes, request.classes),
         ("ReLU", session.relu, request.relu),
@@ -109,8 +110,21 @@ def _compared(view: View, request: "ExportRequest", sample: Sample) -> Compariso
     return replace(found, checks={**found.checks, "eager model": eager[:2]})
 
 
-def _random(session: Session) -> Sample:
-    return random_sample(session.image_shape, pictures=session.takes_pictures)
+def _random(session: Session, request: "ExportRequest") -> list[Sample]:
+    """Random images; where their size is open, of further sizes that the model takes, too."""
+    from camkit_export.reference import takes
+
+    found = [random_sample(session.image_shape, pictures=session.takes_pictures)]
+    if session.dynamic_size:
+        channels, height, width = session.image_shape
+        # what a patch or a stride divides, it divides still
+        for size in ((3 * height // 2, width // 2), (2 * height, width)):
+            sample = random_sample((channels, *size), pictures=False)
+            if takes(request, sample):
+                found.append(replace(sample, kind=f"{size[0]}x{size[1]}"))
+        if len(found) == 1:
+            raise CamkitError("The model takes images of one size only; export it without --dynamic-size.")
+    return found
 
 
 def _checks(comparisons: Iterable[Comparison]) -> tuple[Check, ...]:

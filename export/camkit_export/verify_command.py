@@ -121,6 +121,7 @@ def _request(session: "Session", explainer: "Explainer") -> "ExportRequest":
         frame_size=session.image_shape[:2] if session.takes_pictures else None,
         raw=session.raw,
         half=session.half,
+        dynamic_size=session.dynamic_size,
     )
 
 

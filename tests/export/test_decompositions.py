@@ -151,6 +151,20 @@ def test_softmax_of_attention():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
+def test_gradient_of_unbind():
+    agree(lambda x: x.unbind(0)[0] * x.unbind(0)[2].sin(), (3, 2, 5), "stack")
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_stack_has_the_new_axis_where_it_is_asked_for(dim):
+    parts = [torch.randn(2, 5, dtype=torch.float64) for _ in range(3)]
+    expected = torch.stack(parts, dim)
+    with Decompose() as mode:
+        found = torch.stack(parts, dim)
+    assert mode.ran == {"aten.stack.default"}
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_images_without_a_batch():
     agree(lambda x: F.avg_pool2d(x, 3, 2), (3, 7, 10), "avg_pool2d_backward")
     agree(lambda x: F.max_pool2d(x, 3, 2), (3, 7, 10), "max_pool2d_with_indices_backward")

@@ -216,4 +216,4 @@ class Pictures:
 
     def _made(self, maps: Tensor) -> Tensor:
         """Heatmaps of maps, for a file that holds none."""
-        return heatmaps_of(maps, self._session.image_shape, self._frames, relu=self._session.relu)
+        return heatmaps_of(maps, (1, *self._session.image_shape), self._frames, relu=self._session.relu)

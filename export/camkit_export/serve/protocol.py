@@ -71,7 +71,8 @@ class Answer:
 
 
 def metadata(name: str, session: Session, outputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """What there is to know of a model: its tensors, and as parameters what was exported; -1 is the batch.
+    """What there is to know of a model: its tensors, and as parameters what was exported; -1 is the batch,
+    or a size that is open.
 
     `outputs` are those of any run.
     """
@@ -79,7 +80,7 @@ def metadata(name: str, session: Session, outputs: Mapping[str, NDArray[Any]]) -
 
     def tensors(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
         return [
-            {"name": name, "datatype": _NAMES[array.dtype], "shape": [-1, *array.shape[1:]]}
+            {"name": name, "datatype": _NAMES[array.dtype], "shape": [-1, *session.open_shape(name, array)]}
             for name, array in arrays.items()
         ]
 
