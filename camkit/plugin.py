@@ -121,9 +121,24 @@ def fusion(name: str, *, paper: str) -> Callable[[Marked], Marked]:
     return _marker("fusion", name, paper=paper)
 
 
-def attack(name: str, *, norm: Norm, paper: str) -> Callable[[Marked], Marked]:
-    """Marks an attack: a function that returns changed images, in pixels [0, 1]. `norm` names the threat model."""
-    return _marker("attack", name, norm=norm, paper=paper)
+def attack(
+    name: str,
+    *,
+    norm: Norm | tuple[Norm, ...],
+    paper: str,
+    goals: tuple[Literal["untargeted", "targeted"], ...] = ("untargeted", "targeted"),
+    moves: Literal["prediction", "explanation"] = "prediction",
+    black_box: bool = False,
+) -> Callable[[Marked], Marked]:
+    """Marks an attack: a function that returns changed images, in pixels [0, 1].
+
+    `norm` names the threat models that it works in, the usual one first (see `camkit.threats`). `goals` says whether
+    it can make any other class come out, a class that is named, or both. `moves` says what is to change: the
+    prediction, or the explanation while the prediction stays. An attack that needs no gradient of the model says
+    so with `black_box`, and is given none.
+    """
+    norms = (norm,) if isinstance(norm, str) else norm
+    return _marker("attack", name, norms=norms, paper=paper, goals=goals, moves=moves, black_box=black_box)
 
 
 def metric(name: str, *, paper: str, higher_is_better: bool, reduce: str = "mean") -> Callable[[Marked], Marked]:

@@ -16,7 +16,19 @@ from camkit.version import __version__
 EXIT_BAD_INPUT = 2
 
 # An installed package keeps its entry points in alphabetical order, which is not the order in which people meet them.
-_ORDER = ("demo", "explain", "export", "verify", "serve", "plugins", "new-plugin", "adapters", "doctor", "summary")
+_ORDER = (
+    "demo",
+    "explain",
+    "attack",
+    "export",
+    "verify",
+    "serve",
+    "plugins",
+    "new-plugin",
+    "adapters",
+    "doctor",
+    "summary",
+)
 
 
 class Commands(typer.core.TyperGroup):

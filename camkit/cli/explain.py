@@ -100,7 +100,7 @@ def explain(
     question = Question.checked(explainer, methods, variants, asked, given, smoothing)
     folder = files.directory(output)
 
-    stems = _distinct(files.file_name(path.stem) or "image" for path in paths)
+    stems = distinct(files.file_name(path.stem) or "image" for path in paths)
     table = printing.table("image", "prediction", "explained", "variant", "method", "layer", "peak x, y")
     lines: list[dict[str, Any]] = []
     screen = printing.console(stderr=True)
@@ -248,7 +248,7 @@ class Drawing:
         from camkit.visualize import comparison_grid, save_png
 
         overlays = [self.overlay(cell.explanation) for cell in cells]
-        names = [f"{name}.png" for name in _distinct(f"{stem}-{file_name(*cell.file_parts())}" for cell in cells)]
+        names = [f"{name}.png" for name in distinct(f"{stem}-{file_name(*cell.file_parts())}" for cell in cells)]
         for name, picture in zip(names, overlays, strict=True):
             save_png(folder / name, picture)
         # what has no layer stands beside the first layer of its class, not in a row of its own
@@ -281,7 +281,7 @@ def _others(targets: Sequence[str], fuse: str | None) -> list[str]:
     return [*named, *([fuse] if fuse else [])]
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
+def distinct(names: Iterable[str]) -> list[str]:
     """The names, each with a number where it was there before, also for file systems that ignore case."""
     found: list[str] = []
     taken: set[str] = set()

@@ -66,6 +66,7 @@ def _describe(item: Any) -> dict[str, Any]:
         "summary": next(iter((getattr(function, "__doc__", None) or "").strip().splitlines()), ""),
         "asks": list(signature.asks) if signature else [],
         "options": signature.describe() if signature else {},
+        "facts": dict(getattr(value, "facts", {})),
         "paper": getattr(value, "paper", None),
     }
 
@@ -89,6 +90,8 @@ def _show(item: dict[str, Any]) -> None:
     printing.line(item["summary"])
     if item["paper"]:
         printing.line(f"paper: {item['paper']}")
+    for fact, text in item["facts"].items():
+        printing.line(f"{fact}: {text}")
     if item["asks"]:
         printing.line(f"asks for: {', '.join(item['asks'])}")
     for option, facts in item["options"].items():
