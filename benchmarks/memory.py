@@ -34,7 +34,7 @@ def measure(name: str, model: str, batch: int, size: int, *, contestants: str = 
     return peak
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
     """A field of this process's status in MiB: VmRSS (now) or VmHWM (the highest so far)."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, "memory is measured on Linux only"
@@ -53,10 +53,10 @@ def _main(name: str, model: str, batch: str, size: str, contestants: str) -> Non
     contestant = importlib.import_module(contestants).CONTESTANTS[name]
     with contestant(module, case) as run:
         run(images[:1])
-        start = _resident("VmRSS")
+        start = resident("VmRSS")
         for _ in range(CALLS):
             run(images)
-        print(json.dumps(_resident("VmHWM") - start))
+        print(json.dumps(resident("VmHWM") - start))
 
 
 if __name__ == "__main__":

@@ -28,14 +28,20 @@ def export(model: nn.Module, case: Case, size: int, folder: Path) -> dict[str, P
     paths = {PLAIN_GRAPH: folder / "plain.onnx", CAM_GRAPH: folder / "gradcam.onnx"}
     images = make_images(2, size)
     camkit.export(camkit.Explainer(model, layer=case.layer), paths[CAM_GRAPH], images=images, opset=OPSET)
+    export_plain(model, size, paths[PLAIN_GRAPH])
+    return paths
+
+
+def export_plain(model: nn.Module, size: int, path: Path) -> None:
+    """Writes the plain forward of a model as ONNX."""
+    images = make_images(2, size)
     with _quiet():
         program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         exported = torch.onnx.export(
             program, (), dynamo=True, opset_version=OPSET, input_names=["image"], external_data=False, optimize=True
         )
     assert exported is not None
-    exported.save(paths[PLAIN_GRAPH])
-    return paths
+    exported.save(path)
 
 
 def contestants(

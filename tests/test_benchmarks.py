@@ -151,3 +151,32 @@ def test_a_quick_run_of_the_server_fills_every_row(tmp_path: Path) -> None:
     assert [row[2] for row in rows] == ["one by one", "batched"] * 3
     assert all(float(cell.strip(" |")) > 0 for row in rows for cell in row[3:])
     assert str(tmp_path) not in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_exports_fills_every_row(tmp_path: Path) -> None:
+    page = tmp_path / "export.md"
+    command = [sys.executable, str(BENCHMARKS / "export.py"), "--quick", "--write", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", page.read_text(), re.MULTILINE))
+    for name in ("plain forward, ONNX", "camkit Grad-CAM, ONNX", "plain forward, PyTorch"):
+        assert re.match(r"\*\*\d+\.\d\d\*\*", cells[name]), cells[name]
+    plain, cam = map(int, cells["operators, plain and Grad-CAM"].split(", "))
+    assert 0 < plain < cam
+    assert all(float(part) > 0 for part in cells["peak memory, MiB"].split(", "))
+    assert str(tmp_path) not in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_short_matrix_of_exports_says_what_agrees_and_what_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "matrix.md"
+    given = ["--families", "ViT", "--formats", "torchscript", "--methods", "gradcam", "cam", "scorecam"]
+    command = [sys.executable, str(BENCHMARKS / "export_matrix.py"), *given, "--write", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert re.search(r"^\| `gradcam` \| \de-0[5-8] \|$", text, re.MULTILINE)
+    assert re.search(r"^\* `cam`: .*global average", text, re.MULTILINE)
+    assert re.search(r"^\* `scorecam`: .*model_scores cannot be traced", text, re.MULTILINE)
+    assert str(tmp_path) not in text

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,20 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
     if opset < OLDEST_OPSET:
         raise CamkitError(f"The ONNX opset must be {OLDEST_OPSET} or later, not {opset}.")
 
-    def write(graph: Graph, target: Path, metadata: str) -> int:
-        model = _convert(graph, opset)
-        _keep_padding(model.graph)
-        _strip(model)
-        entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, metadata
-        if model.ByteSize() > _LARGEST:
-            raise CamkitError("The model is larger than the 2 GiB that an ONNX file can hold.")
-        target.write_bytes(model.SerializeToString())
-        return len(model.graph.node)
+    return publish(request, path, partial(write_onnx, opset=opset), OnnxSession)
 
-    return publish(request, path, write, OnnxSession)
+
+def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSET) -> int:
+    """Writes a traced graph as it is, without verifying it; how many nodes it has."""
+    model = _convert(graph, opset)
+    _keep_padding(model.graph)
+    _strip(model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, metadata
+    if model.ByteSize() > _LARGEST:
+        raise CamkitError("The model is larger than the 2 GiB that an ONNX file can hold.")
+    path.write_bytes(model.SerializeToString())
+    return len(model.graph.node)
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
