@@ -375,8 +375,8 @@ def test_bad_options_are_refused(options, random_model):
     ("name", "method", "options"),
     [
         ("timm:vit", "rollout", {"heads": "max", "discard_ratio": 0.5}),
-        ("torchvision:vit", "gradient-rollout", {}),
-        ("timm:vit-average-registers", "chefer", {}),
+        pytest.param("torchvision:vit", "gradient-rollout", {}, marks=pytest.mark.slow),
+        pytest.param("timm:vit-average-registers", "chefer", {}, marks=pytest.mark.slow),
         ("timm:vit", "legrad", {}),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_a_quick_run_fills_every_table(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     command = [sys.executable, str(BENCHMARKS / "explain.py"), "--quick", "--write", str(page)]

@@ -76,6 +76,7 @@ def test_its_tests_pass_at_once(followed: Followed):
     assert re.findall(r"=+ (.*) in .*s.* =+", followed.printed)[0] == "3 passed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "right", "wrong", "failed"),
     [

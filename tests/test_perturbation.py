@@ -21,16 +21,16 @@ CLASS = 3
 
 
 class Head:
-    """A head that is a plain function of the activations."""
+    """A head that is a plain function of the activations, behind given ones."""
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, function, activations=None):
+        self.function, self.activations = function, activations
 
     def __call__(self, activations):
         return self.function(activations)
 
-    def map(self, make, n):
-        return torch.stack([self.function(make(i)) for i in range(n)], dim=1)
+    def masked(self, mask, n):
+        return torch.stack([self.function(self.activations * mask(torch.tensor([i]))) for i in range(n)], dim=1)
 
 
 class Scores:
@@ -90,18 +90,18 @@ def linear(activations):
 @pytest.mark.parametrize(("offset", "whole"), [(0, 4), (-10, 6), (-4, 1)])
 def test_ablationcam_weighs_by_the_share_of_the_score_that_a_channel_makes(offset, whole):
     """Drops of 5 and -1 over |y|; a negative score does not turn the map around, and a score of 0 leaves the drops."""
-    found = call("ablationcam", activations=A, head=Head(lambda a: linear(a) + offset))
+    found = call("ablationcam", activations=A, head=Head(lambda a: linear(a) + offset, A))
     # 5 A1 - A2
     assert_close(found, torch.tensor([[3.0, 11.0], [15.0, 17.0]], dtype=torch.float64) / whole)
 
 
 def test_ablationcam_by_slope_divides_by_the_length_of_the_channel():
-    found = call("ablationcam", {"weights": "slope"}, activations=A, head=Head(linear))
+    found = call("ablationcam", {"weights": "slope"}, activations=A, head=Head(linear, A))
     assert_close(found, 5 / math.sqrt(30) * A[0, 0] - 1 / math.sqrt(14) * A[0, 1])
 
 
 def test_reciprocam_is_the_score_of_each_position_alone():
-    head = Head(lambda a: 2 * a[:, 0].sum(dim=(1, 2)) - a[:, 1].sum(dim=(1, 2)))
+    head = Head(lambda a: 2 * a[:, 0].sum(dim=(1, 2)) - a[:, 1].sum(dim=(1, 2)), A)
     # 2 A1 - A2 = [0, 5; 6, 5]
     assert_close(call("reciprocam", activations=A, head=head), [[0.0, 5.0], [6.0, 5.0]])
     # in sixteenths: 4 of the position itself, 2 of those beside it, 1 of those across
@@ -353,7 +353,7 @@ LARGE = {
 # float64, weights that are moved by 1e-7 of themselves move these maps by 1e-4 and 3e-3.
 POLES = {("torchvision:resnet18", "smoothgradcam++"), ("torchvision:vgg11", "smoothgradcam++")}
 ROWS = [
-    (name, layer, size, method, options)
+    pytest.param(name, layer, size, method, options, marks=pytest.mark.slow if name in LARGE else ())
     for name, layer, size in POSITIONS
     for method, several in OPTIONS.items()
     for options in (several if name.startswith("timm") else several[:1])
@@ -437,7 +437,7 @@ def test_activations_without_a_shape_give_finite_maps(method, kind):
         activations=activations,
         gradients=torch.zeros_like(activations),
         images=images,
-        head=Head(head),
+        head=Head(head, activations),
         model_scores=Scores(lambda x: x.mean(dim=(1, 2, 3))),
         samples=samples_of(lambda x: activations, head),
     )

@@ -543,6 +543,7 @@ def test_every_target_function_is_registered_and_says_what_it_needs():
         "counterfactual": ("class_index",),
         "probability": ("class_index",),
         "difference": ("class_index",),
+        "contrast": ("class_index", "other_class"),
         "region": ("class_index", "mask"),
         "predicted-region": ("class_index",),
         "similarity": ("embedding",),

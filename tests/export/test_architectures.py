@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock as TimmBlock
 from timm.models.resnet import ResNet as TimmResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vgg import VGG, make_layers
@@ -37,6 +38,19 @@ def vgg() -> nn.Module:
     return model
 
 
+class Padded(nn.Module):
+    """Zeros on two sides of a max-pooling's input, as in HGNet's stem; the input is negative in places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.features = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 12, 3)
+        self.classifier = nn.Linear(12, 9)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = F.max_pool2d(F.pad(self.stem(images), (0, 1, 0, 1)), 2, stride=1, ceil_mode=True)
+        return self.classifier(self.features(pooled).relu().mean(dim=(2, 3)))
+
+
 def transformer() -> nn.Module:
     return VisionTransformer(img_size=64, patch_size=16, embed_dim=48, depth=3, num_heads=3, num_classes=9)
 
@@ -49,6 +63,7 @@ CASES = {
     "last stage": lambda: make_request(resnet(), "layer4", 64),
     "inside a residual stage": lambda: make_request(resnet(), "layer2.0", (64, 75), method=layercam),
     "before max-pooling": lambda: make_request(timm_resnet(), "act1", 48),
+    "zeros around max-pooling": lambda: make_request(Padded(), "stem", 32),
     "in-place ReLU behind the layer": lambda: make_request(vgg(), "features.8", (61, 84), relu=False),
     "adaptive pooling that does not divide": lambda: make_request(vgg(), "features.9", (61, 84)),
     "average pooling between blocks": lambda: make_request(densenet(), "features.denseblock1", 75),
@@ -60,7 +75,19 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# the others are variations that the library models of `make test-all` have too
+QUICK = (
+    "zeros around max-pooling",
+    "before max-pooling",
+    "adaptive pooling that does not divide",
+    "tokens",
+    "channels last",
+)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
+)
 @pytest.mark.parametrize(
     ("export", "suffix"),
     [

@@ -69,10 +69,11 @@ class Square(nn.Module):
 @pytest.mark.parametrize(
     ("make", "images", "message"),
     [
-        (lambda: Explainer(camkit.load_model("demo:vit")), None, "images of one size only"),
+        pytest.param(
+            lambda: Explainer(camkit.load_model("demo:vit")), None, "images of one size only", marks=pytest.mark.slow
+        ),
         (lambda: Explainer(Square().eval(), "features"), torch.randn(2, 3, 32, 32), "square images only"),
     ],
-    ids=["vit", "square"],
 )
 def test_a_model_that_is_bound_to_a_size_is_refused(make, images, message, tmp_path):
     with pytest.raises(CamkitError, match=message):
