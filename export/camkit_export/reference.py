@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # How far float32 rounding may move a hidden value, as a shift of the input (which has a deviation of 1): in a deep
 # model's map it is worth six times as much as a shift of 1e-6.
 SHIFT = 1e-5
+_DIRECTIONS = 4
 # The same of weights that are rounded to float16, in shifts.
 _HALF = 100
 # The deviation of pictures, in levels.
@@ -209,10 +210,12 @@ def _jumps(request: "ExportRequest", case: Case, suspects: Mask, tolerances: Tol
     if suspects.any():
         images = case.images[suspects].astype(np.float64)
         size = shift * (_HALF if request.half else 1) * (_LEVELS if request.frames else 1)
-        moved = size * np.random.RandomState(SEED).standard_normal(images.shape)
+        draws = np.random.RandomState(SEED)
         there = case.only(suspects)
         curved = there.curved(request.relu)
-        for near in (images + moved, images - moved):
+        # in a single direction a hidden value may happen not to move
+        moves = [size * draws.standard_normal(images.shape) for _ in range(_DIRECTIONS)]
+        for near in (images + sign * moved for moved in moves for sign in (1, -1)):
             answer, heat = _oracle(request, near, there.explained, there.further)
             found[suspects] |= relative_errors(answer.maps, there.maps) > tolerances.map / 2
             found[suspects] |= curved & (heatmap_errors(heat, there) > tolerances.heatmap / 2)
