@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import Progress
 
 import camkit
+import serving
 from camkit.check import Check
 from camkit.errors import first_line
 from camkit.exports import ExportRequest, request
@@ -22,6 +22,7 @@ from camkit_export.onnx import export_onnx
 from camkit_export.session import METADATA_KEY, Session
 from camkit_export.verify import compare_session
 from contestants import ignore_warnings
+from screen import show
 from tables import command, machine, table
 
 # (model, layer, side of its images in pixels); the default where there is none.
@@ -46,12 +47,7 @@ Run = Callable[[Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 
 def onnx_runtime(path: Path) -> Run:
     """ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    engine = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return partial(engine.run, None)
+    return partial(serving.open_graph(path).run, None)
 
 
 def openvino(path: Path) -> Run:
@@ -106,10 +102,7 @@ def main() -> None:
         for row in progress.track(ROWS[2:4] if options.quick else ROWS, description="models"):
             rows.append(list(_cells(*row, Path(folder) / "file.onnx")))
     text = _document(rows, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
+    show(text, options.write)
 
 
 def _cells(spec: str, layer: str | None, side: int | None, path: Path) -> Iterator[str]:

@@ -12,9 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 import memory
 import serving
@@ -32,6 +30,7 @@ from contestants import (
     plain,
     ready,
 )
+from screen import bars, show
 from tables import Results, command, document
 from timing import WARM_UP, interleave
 
@@ -44,16 +43,11 @@ def main() -> None:
     ignore_warnings()
     torch.set_num_threads(THREADS)
     results = Results(options.rounds, options.size, options.batch)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with bars() as progress:
         for part in options.only or PARTS:
             {"memory": measure_memory, "time": measure_time, "onnx": measure_onnx}[part](options, results, progress)
     text = document(results, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
+    show(text, options.write)
 
 
 def measure_memory(options: argparse.Namespace, results: Results, progress: Progress) -> None:

@@ -17,9 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import onnx
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 import camkit
 import serving
@@ -28,6 +26,7 @@ from camkit_export import trace
 from camkit_export.onnx import write_onnx
 from contestants import CLASS, THREADS, Call, Case, ignore_warnings, make_images
 from memory import ALLOCATOR, resident
+from screen import bars, show
 from serving import CAM_GRAPH, EAGER, PLAIN_GRAPH
 from tables import DISTRIBUTIONS, command, machine, ratio, seconds, table
 from timing import Timing, interleave
@@ -71,17 +70,14 @@ def main() -> None:
     ignore_warnings()
     torch.set_num_threads(options.threads)
     rows = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars() as progress:
         task = progress.add_task("", total=len(options.models))
         for name in options.models:
             say = partial(_say, progress, task, name)
             rows[name] = measure(name, options, say)
             progress.advance(task)
     text = document(rows, options, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.write_text(text, encoding="utf-8")
+    show(text, options.write)
 
 
 def measure(name: str, options: argparse.Namespace, say: Callable[[str], None]) -> Row:

@@ -13,16 +13,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import camkit
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.exports import request
 from camkit.registry import registry
 from camkit.testing.weights import restrain_batch_norms, vary_constants
-from tables import command, machine
+from screen import bars, show
+from tables import command, machine, table
 
 # A small model of each family; the demo models are trained.
 FAMILIES = {
@@ -50,8 +48,7 @@ def main() -> None:
     warnings.simplefilter("ignore", CamkitWarning)
     errors: Errors = {}
     refusals: Refusals = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars() as progress:
         task = progress.add_task("", total=len(options.families) * len(options.formats))
         for family in options.families:
             explainer, images = _model(FAMILIES[family])
@@ -67,9 +64,7 @@ def main() -> None:
                 _export(explainer, images, methods, family, name, errors, refusals)
                 progress.advance(task)
     text = document(errors, refusals, options.families, options.formats, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.write_text(text, encoding="utf-8")
+    show(text, options.write)
 
 
 def _export(
@@ -136,7 +131,7 @@ def document(
     for method in methods:
         cells = [_cell(method, family, formats, errors, refusals, reasons) for family in families]
         if any(not cell.startswith("[") for cell in cells):
-            rows.append(f"| `{method}` | {' | '.join(cells)} |")
+            rows.append([f"`{method}`", *cells])
     everywhere = [method for method in methods if all((method, family) in refusals for family in families)]
     parts = [
         "# What can be exported",
@@ -150,9 +145,7 @@ def document(
         ),
         "Models: " + ", ".join(f"{family} `{FAMILIES[family]}`" for family in families) + ". Those of timm have random "
         "weights.",
-        "\n".join(
-            [f"| method | {' | '.join(families)} |", f"|---|{'---|' * len(families)}", *rows],
-        ),
+        table(["method", *families], rows),
         "\n".join(f"* [{mark}] {reason}" for reason, mark in reasons.items()),
         "## Never exported",
         "\n".join(f"* `{method}`: {refusals[method, families[0]]}" for method in everywhere),

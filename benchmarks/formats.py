@@ -14,9 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import nn
 
 import camkit
@@ -24,6 +22,7 @@ import explain
 import serving
 from contestants import CAMKIT, CASES, CLASS, PLAIN, Call, Case, ignore_warnings, make_images, ready
 from format_tables import Results, document
+from screen import bars, show
 from tables import command
 from timing import interleave
 
@@ -37,17 +36,13 @@ def main() -> None:
     case = CASES[options.model]
     model = case.build()
     results = Results(options.model, options.rounds, options.size)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=Console(stderr=True)) as progress:
+    with tempfile.TemporaryDirectory() as folder, bars() as progress:
         paths = write(options, results, model, case, Path(folder), progress)
         for threads in options.threads:
             for batch in options.batch:
                 measure(options, results, (threads, batch), paths, model, case, progress)
     text = document(results, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
+    show(text, options.write)
 
 
 def write(

@@ -12,9 +12,7 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import explain
@@ -36,6 +34,7 @@ from rows import (
     name_of,
     ready,
 )
+from screen import bars, show
 from tables import command
 from timing import Timing, interleave
 
@@ -51,15 +50,11 @@ def main() -> None:
     ignore_warnings()
     torch.set_num_threads(THREADS)
     results = Results(options.rounds, options.long_rounds, options.size)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars() as progress:
         for part in options.only or PARTS:
             {"memory": measure_memory, "time": measure_time}[part](options, results, progress)
     text = document(results, command(options.write))
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
+    show(text, options.write)
 
 
 def measure_memory(options: argparse.Namespace, results: Results, progress: Progress) -> None:

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.markdown import Markdown
 
 import camkit
+from screen import show
 from tables import command, machine, table
 
 DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime", "fastapi", "uvicorn", "numpy")
@@ -78,10 +78,7 @@ def main() -> None:
                         figures = measure(address, asked, clients, options.seconds)
                     rows.append([asked.name, str(clients), name, *figures.row()])
     text = document(options, load, "x".join(map(str, shape)), rows)
-    Console().print(Markdown(text))
-    if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        options.write.write_text(text)
+    show(text, options.write)
 
 
 def export(model: str, file: Path) -> None:

@@ -17,18 +17,20 @@ from camkit import plugin
 from camkit.errors import CamkitError, CamkitWarning, unknown
 from camkit.explain import AnyMethod, Explainer, require_evaluation_mode
 from camkit.goals import Goal as Goal
-from camkit.injection import Signature, in_words, parse_signature
+from camkit.injection import Signature, blaming, in_words, parse_signature
 from camkit.loss import Answer as Answer
 from camkit.loss import Loss as Loss
 from camkit.loss import ascend as ascend
 from camkit.loss import logits_of, to_model
 from camkit.precision import single
-from camkit.registry import registry
+from camkit.registry import item, registry
 from camkit.steerable import Explain as Explain
 from camkit.steerable import overlap
+from camkit.steerable import steer as steer
 from camkit.targets import Target, parse_targets, probabilities
 from camkit.threats import NORMS
 from camkit.threats import Threat as Threat
+from camkit.threats import chosen as chosen
 
 if TYPE_CHECKING:
     from camkit.registry import Registry
@@ -210,7 +212,10 @@ def attack(
         "goal": goal,
         "explain": explain,
     }
-    moved = _run(found, available, chosen) if not bool(already_wrong.all()) else threat.original
+    moved = threat.original
+    if not bool(already_wrong.all()):
+        with blaming(f"the attack '{found.name}'"):
+            moved = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
     pixels = _accepted(found, moved, loss, already_wrong)
     attacked = to_model(explainer, pixels).to(images.dtype)
     with torch.no_grad():
@@ -247,14 +252,8 @@ def as_attack(given: AnyAttack) -> Attack:
     Raises:
         CamkitError: the name is not known, or the function is not marked as one attack.
     """
-    if isinstance(given, str):
-        found: Attack = registry().get("attack", given)
-        return found
-    marks = [mark for mark in plugin.marks(given) if mark.kind == "attack"]
-    if len(marks) != 1:
-        name = getattr(given, "__name__", type(given).__name__)
-        raise CamkitError(f"The function '{name}' is not an attack; mark it with @plugin.attack(NAME, norm=..., ...).")
-    return Attack.parse(given, marks[0], registry())
+    found: Attack = item("attack", given, "NAME, norm=..., ...")
+    return found
 
 
 def to_pixels(explainer: Explainer, images: Tensor) -> Tensor:
@@ -308,16 +307,6 @@ def _already_wrong(goal: Goal, before: Tensor, *, labels_given: bool) -> Tensor:
     return reached | ~goal.kept(before) if labels_given else reached
 
 
-def _run(attack: Attack, available: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    try:
-        return attack.function(*(available[ask] for ask in attack.signature.asks), **options)
-    except CamkitError:
-        raise
-    # whatever a plugin's function stumbles over is its own; the cause stays attached for its author
-    except Exception as error:
-        raise CamkitError(f"The attack '{attack.name}' failed: {type(error).__name__}: {error}") from error
-
-
 def _accepted(attack: Attack, moved: Any, loss: Loss, already_wrong: Tensor) -> Tensor:
     """What was kept on the way and, where nothing was, what the attack returned; the original of images left alone.
 
@@ -339,8 +328,7 @@ def _accepted(attack: Attack, moved: Any, loss: Loss, already_wrong: Tensor) -> 
             f"The attack '{attack.name}' moved an image by {float(threat.distance(settled).max()):.4g} "
             f"({threat.norm}), but {threat.epsilon:.4g} is allowed; it is not to be used."
         )
-    picked = torch.where(loss.kept[:, None, None, None], loss.found, settled)
-    return torch.where(already_wrong[:, None, None, None], threat.original, picked)
+    return chosen(already_wrong, threat.original, chosen(loss.kept, loss.found, settled))
 
 
 def _warn_of_flat_loss(attack: Attack, images: Tensor) -> None:

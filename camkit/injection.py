@@ -6,7 +6,8 @@ function's options, validated by pydantic. Methods, targets, attacks and metrics
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -50,6 +51,17 @@ class Signature:
             name: {"type": _type_name(info.annotation), "default": info.default}
             for name, info in self.options_model.model_fields.items()
         }
+
+
+@contextmanager
+def blaming(owner: str) -> Iterator[None]:
+    """Whatever a plugin's function stumbles over is its own: the error names it, and has the cause for its author."""
+    try:
+        yield
+    except CamkitError:
+        raise
+    except Exception as error:
+        raise _error(f"{owner} failed: {type(error).__name__}: {error}") from error
 
 
 def parse_signature(function: Function, owner: str, known: Mapping[str, object]) -> Signature:

@@ -9,7 +9,7 @@ from torch import Tensor
 from camkit import plugin
 from camkit.components import principal_component
 from camkit.errors import CamkitError
-from camkit.injection import Signature, in_words, parse_signature
+from camkit.injection import Signature, blaming, in_words, parse_signature
 from camkit.quantities import Pass, Quantity
 
 if TYPE_CHECKING:
@@ -80,13 +80,8 @@ class Method:
         """
         this.scored.notes.clear()
         given = [this.value(quantity) for quantity in self.quantities]
-        try:
+        with blaming(f"the method '{self.name}'"):
             result = self.function(*given, **options)
-        except CamkitError:
-            raise
-        # whatever a plugin's function stumbles over is its own; the cause stays attached for its author
-        except Exception as error:
-            raise CamkitError(f"The method '{self.name}' failed: {type(error).__name__}: {error}") from error
         batch = this.scored.scores.shape[0]
         allowed = (3, 4) if self.kind == "map" else (4,)
         if not isinstance(result, Tensor) or result.ndim not in allowed or result.shape[0] != batch:
@@ -114,13 +109,7 @@ def as_method(given: str | Callable[..., Any]) -> Method:
     Raises:
         CamkitError: the name is not known, or the function is not marked as one method.
     """
-    from camkit.registry import registry
+    from camkit.registry import item
 
-    if isinstance(given, str):
-        found: Method = registry().get("method", given)
-        return found
-    marks = [mark for mark in plugin.marks(given) if mark.kind == "method"]
-    if len(marks) != 1:
-        name = getattr(given, "__name__", type(given).__name__)
-        raise CamkitError(f"The function '{name}' is not a method; mark it with @plugin.method(NAME, paper=...).")
-    return Method.parse(given, marks[0], registry())
+    found: Method = item("method", given, "NAME, paper=...")
+    return found

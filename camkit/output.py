@@ -47,3 +47,16 @@ def file_name(*parts: str | None) -> str:
     """A file name from several parts, without characters that a file system or a shell minds."""
     cleaned = [re.sub(r"[^\w.+\-]+", "_", part).strip("._") for part in parts if part]
     return "-".join(part[:60] for part in cleaned if part)
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, each with a number where it was there before, also for file systems that ignore case."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        distinct, number = name, 2
+        while distinct.lower() in taken:
+            distinct, number = f"{name}-{number}", number + 1
+        taken.add(distinct.lower())
+        found.append(distinct)
+    return found

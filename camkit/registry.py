@@ -280,6 +280,22 @@ def registry() -> Registry:
         return found
 
 
+def item(kind: str, given: str | Callable[..., Any], how: str) -> Any:
+    """An item by its name, or of a marked function that no plugin has registered; `how` is the mark as it is written.
+
+    Raises:
+        CamkitError: the name is not known, or the function is not marked as one item of that kind.
+    """
+    if isinstance(given, str):
+        return registry().get(kind, given)
+    marks = [mark for mark in plugin.marks(given) if mark.kind == kind]
+    if len(marks) != 1:
+        name = getattr(given, "__name__", type(given).__name__)
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise CamkitError(f"The function '{name}' is not {article} {kind}; mark it with @plugin.{kind}({how}).")
+    return _parser(kind)(given, marks[0], registry())
+
+
 def commands() -> dict[str, EntryPoint]:
     """CLI commands by name, first-party ones first; a name that is taken is reached as ``distribution:name``."""
     chosen = selection()

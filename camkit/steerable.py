@@ -14,10 +14,11 @@ from camkit.cut import Cut, Forward, frozen, lock
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explain import AnyMethod, Explainer
 from camkit.explanation import Explanation
-from camkit.loss import to_model
+from camkit.loss import Loss, to_model
 from camkit.methods import as_method
 from camkit.precision import single
 from camkit.targets import Target
+from camkit.threats import chosen
 
 MapObjective = Callable[[Tensor, Tensor], Tensor]
 # Quantities of which a graph back to the image can be had by differentiating a forward pass.
@@ -126,6 +127,44 @@ class Explain:
         given = [makers[name]() for name in self.method.signature.asks]
         maps = self.method.function(*given, **self.method.signature.options(self.options))
         return maps.sum(dim=1) if maps.ndim == 4 else maps, forward
+
+
+def steer(
+    explain: Explain,
+    loss: Loss,
+    maps: Tensor,
+    objective: MapObjective,
+    reached: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    step_size: float | None,
+    softplus: float | None,
+) -> Tensor:
+    """Signed steps up an objective of the map, each projected into the threat model, [B, C, H, W].
+
+    For each image the one is returned at which `reached` was highest while the prediction stayed.
+
+    Args:
+        explain: the maps.
+        loss: whose images are moved.
+        maps: those of the images as they are, [B, h, w].
+        objective: as for `Explain.gradient`.
+        reached: how far maps [B, h, w] are where the attack wants them, [B].
+        steps: how many.
+        step_size: how far one goes; by default they reach 2.5 times as far as the budget.
+        softplus: as for `Explain.gradient`.
+    """
+    threat = loss.threat
+    size = threat.step_size(step_size, steps, reach=2.5)
+    moved = best = threat.original
+    most = reached(maps)
+    for _ in loss.steps(steps):
+        gradient = explain.gradient(moved, objective, softplus=softplus)
+        moved = threat.project(moved + size * gradient.sign())
+        now = reached(explain(moved))
+        better = (now > most) & ~loss.ask(moved, gradient=False).fooled
+        best, most = chosen(better, moved, best), torch.where(better, now, most)
+    return best
 
 
 def overlap(before: Tensor, after: Tensor, share: float = 0.2) -> Tensor:

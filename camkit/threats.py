@@ -113,6 +113,10 @@ class Threat:
         found: Tensor = self._known("steepest")(gradient)
         return found
 
+    def step_size(self, given: float | None, steps: int, *, reach: float = 1.0) -> float:
+        """How far one of so many steps goes: as given, or `reach` times the budget divided among them."""
+        return reach * self.epsilon / steps if given is None else given
+
     def random(self, generator: torch.Generator) -> Tensor:
         """Images drawn uniformly from the budget around the originals: one draw for all images of the batch."""
         change = torch.empty(self.original.shape[1:]).uniform_(-1, 1, generator=generator)
@@ -136,7 +140,7 @@ class Threat:
         change = (kept - original) * 255
         # half a thousandth of a level: what normalising and its inverse leave of a whole number
         towards = original + (change + 5e-4 * change.sign()).trunc() / 255
-        return torch.where(self.contains(nearest)[:, None, None, None], nearest, _rounded(towards))
+        return chosen(self.contains(nearest), nearest, _rounded(towards))
 
     def _original(self, moved: Tensor) -> Tensor:
         copies = len(moved) // len(self.original)
@@ -147,6 +151,11 @@ class Threat:
         if found is None:
             raise CamkitError(f"The threat model '{self.norm}' has no '{what}', which the attack asks for.")
         return found
+
+
+def chosen(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Of two batches [B, C, H, W] the first at `images`, bool [B], and the second elsewhere."""
+    return torch.where(images[:, None, None, None], first, second)
 
 
 def _rounded(pixels: Tensor) -> Tensor:

@@ -13,13 +13,21 @@ import torch
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.mark.slow
-def test_a_quick_run_fills_every_table(tmp_path: Path) -> None:
-    page = tmp_path / "benchmarks.md"
-    command = [sys.executable, str(BENCHMARKS / "explain.py"), "--quick", "--write", str(page)]
+def page(folder: Path, script: str, *given: str) -> str:
+    """The page that a benchmark writes, in which no folder of this machine is named."""
+    made = folder / "page.md"
+    command = [sys.executable, str(BENCHMARKS / script), *given, "--write", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
     assert done.returncode == 0, done.stderr
-    text = page.read_text()
+    text = made.read_text()
+    assert str(folder) not in text
+    assert str(BENCHMARKS.parent) not in text
+    return text
+
+
+@pytest.mark.slow
+def test_a_quick_run_fills_every_table(tmp_path: Path) -> None:
+    text = page(tmp_path, "explain.py", "--quick")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
         "Time, batch 2",
         "Peak memory, batch 2",
@@ -36,8 +44,6 @@ def test_a_quick_run_fills_every_table(tmp_path: Path) -> None:
     for name, cell in cells.items():
         numbers = [float(number) for number in re.findall(r"\d+\.?\d*(?:e-?\d+)?", cell)]
         assert all(math.isfinite(number) and number > 0 for number in numbers), (name, cell)
-    assert str(tmp_path) not in text
-    assert str(BENCHMARKS.parent) not in text
 
 
 @pytest.mark.parametrize(("model", "size"), [("resnet18", 64), ("vit_b_16", 224)])
@@ -62,11 +68,7 @@ def test_the_contestants_make_the_same_map(model: str, size: int, monkeypatch: p
 
 @pytest.mark.slow
 def test_a_quick_run_of_the_methods_fills_every_row(tmp_path: Path) -> None:
-    page = tmp_path / "methods.md"
-    command = [sys.executable, str(BENCHMARKS / "methods.py"), "--quick", "--write", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
-    text = page.read_text()
+    text = page(tmp_path, "methods.py", "--quick")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["resnet18", "Aims"]
     times = text[text.index("| time |") : text.index("**CPU-time ratio**")]
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in times.splitlines()}
@@ -76,8 +78,6 @@ def test_a_quick_run_of_the_methods_fills_every_row(tmp_path: Path) -> None:
     assert text.count("at least ") >= 2
     assert re.search(r"grad-cam, Ablation-CAM: 32 of 512", text)
     assert not re.search(r"\bnan\b|\binf\b", text)
-    assert str(tmp_path) not in text
-    assert str(BENCHMARKS.parent) not in text
 
 
 @pytest.mark.parametrize(("model", "size"), [("resnet18", 64), ("vgg16", 64), ("vit_b_16", 224)])
@@ -144,40 +144,27 @@ def test_costs_are_extrapolated_from_the_difference(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_a_quick_run_of_the_server_fills_every_row(tmp_path: Path) -> None:
-    page = tmp_path / "serve.md"
-    command = [sys.executable, str(BENCHMARKS / "serve.py"), "--quick", "--model", "demo:resnet", "--write", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ") for line in page.read_text().splitlines() if re.match(r"\| (tensor|photo)", line)]
+    text = page(tmp_path, "serve.py", "--quick", "--model", "demo:resnet")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| (tensor|photo)", line)]
     assert [row[2] for row in rows] == ["one by one", "batched"] * 3
     assert all(float(cell.strip(" |")) > 0 for row in rows for cell in row[3:])
-    assert str(tmp_path) not in page.read_text()
 
 
 @pytest.mark.slow
 def test_a_quick_run_of_the_exports_fills_every_row(tmp_path: Path) -> None:
-    page = tmp_path / "export.md"
-    command = [sys.executable, str(BENCHMARKS / "export.py"), "--quick", "--write", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
-    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", page.read_text(), re.MULTILINE))
+    text = page(tmp_path, "export.py", "--quick")
+    cells = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE))
     for name in ("plain forward, ONNX", "camkit Grad-CAM, ONNX", "plain forward, PyTorch"):
         assert re.match(r"\*\*\d+\.\d\d\*\*", cells[name]), cells[name]
     plain, cam = map(int, cells["operators, plain and Grad-CAM"].split(", "))
     assert 0 < plain < cam
     assert all(float(part) > 0 for part in cells["peak memory, MiB"].split(", "))
-    assert str(tmp_path) not in page.read_text()
 
 
 @pytest.mark.slow
 def test_a_short_matrix_of_exports_says_what_agrees_and_what_is_refused(tmp_path: Path) -> None:
-    page = tmp_path / "matrix.md"
     given = ["--families", "ViT", "--formats", "torchscript", "--methods", "gradcam", "cam", "scorecam"]
-    command = [sys.executable, str(BENCHMARKS / "export_matrix.py"), *given, "--write", str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "100"})
-    assert done.returncode == 0, done.stderr
-    text = page.read_text()
+    text = page(tmp_path, "export_matrix.py", *given)
     assert re.search(r"^\| `gradcam` \| \de-0[5-8] \|$", text, re.MULTILINE)
     assert re.search(r"^\* `cam`: .*global average", text, re.MULTILINE)
     assert re.search(r"^\* `scorecam`: .*model_scores cannot be traced", text, re.MULTILINE)
-    assert str(tmp_path) not in text

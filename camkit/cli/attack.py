@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from camkit.cli import printing
-from camkit.cli.explain import distinct
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
+from camkit.cli.recording import Images, recording, show
 from camkit.errors import CamkitError, CamkitWarning
 
 if TYPE_CHECKING:
@@ -23,16 +22,11 @@ if TYPE_CHECKING:
     from camkit.explain import Explainer
     from camkit.models import LoadedModel
 
-LONGEST_TABLE = 60
-
 
 @with_model()
 def attack(
     options: ModelOptions,
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of images.", show_default=False),
-    ],
+    images: Images,
     name: Annotated[
         str, typer.Option("--attack", metavar="NAME", help="The attack; camkit plugins lists them.")
     ] = "pgd",
@@ -73,7 +67,6 @@ def attack(
     from camkit.attacks import attack as run
     from camkit.images import find_images, read_image
     from camkit.injection import own_options
-    from camkit.progress import shown_in
     from camkit.visualize import check_colormap
 
     check_colormap(colormap)
@@ -85,44 +78,35 @@ def attack(
         read_image(path)
     explainer, loaded = options.explainer(comma_separated(layer) or None)
     folder = files.directory(output)
-    stems = distinct(files.file_name(path.stem, name) for path in paths)
+    stems = files.distinct(files.file_name(path.stem, name) for path in paths)
     table = printing.table("image", "label", "before", "after", "", "distance", "queries")
     lines: list[dict[str, Any]] = []
     results: list[AttackResult] = []
-    screen = printing.console(stderr=True)
-    progress = Progress(console=screen, transient=True, disable=not screen.is_terminal)
-    try:
-        with progress, shown_in(progress):
-            task = progress.add_task("Attacking", total=len(paths))
-            for start in range(0, len(paths), batch_size):
-                batch = paths[start : start + batch_size]
-                tensors, _ = loaded.read(batch)
-                result = run(
-                    explainer,
-                    tensors,
-                    name,
-                    epsilon=epsilon,
-                    norm=norm,
-                    target=to,
-                    labels=label,
-                    options=own[name],
-                    method=method,
-                    layer=layer,
-                    eight_bit=True,
-                )
-                results.append(result)
-                seen = Seen.of(explainer, loaded, result, method, own[method])
-                for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
-                    record = {"image": str(path), **seen.save(index, folder, stem, path.name, colormap)}
-                    lines.append(record)
-                    table.add_row(path.name, *_row(record))
-                    progress.advance(task)
-    finally:
-        # what was drawn before an interruption has its line too
-        if lines:
-            files.update_lines(folder / "attacks.jsonl", lines, key="picture")
-    if table.row_count <= LONGEST_TABLE:
-        printing.console().print(table)
+    with recording("Attacking", len(paths), lines, folder / "attacks.jsonl") as advance:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            tensors, _ = loaded.read(batch)
+            result = run(
+                explainer,
+                tensors,
+                name,
+                epsilon=epsilon,
+                norm=norm,
+                target=to,
+                labels=label,
+                options=own[name],
+                method=method,
+                layer=layer,
+                eight_bit=True,
+            )
+            results.append(result)
+            seen = Seen.of(explainer, loaded, result, method, own[method])
+            for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
+                record = {"image": str(path), **seen.save(index, folder, stem, path.name, colormap)}
+                lines.append(record)
+                table.add_row(path.name, *_row(record))
+                advance()
+    show(table)
     printing.line(summary(results))
     printing.line(f"Adversarial images and panels ({len(paths)} each) and attacks.jsonl are in {folder}")
 

@@ -1,16 +1,16 @@
 """``camkit explain``: overlays, a comparison grid and a line of facts for every image."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from camkit.cli import printing
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
+from camkit.cli.recording import Images, recording, show
 from camkit.errors import CamkitError, CamkitWarning, MapWarning, unknown
 
 if TYPE_CHECKING:
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
     from camkit.targets import Target
 
 VARIANTS = {"relu": "ReLU", "signed": "no ReLU", "counterfactual": "counterfactual"}
-LONGEST_TABLE = 60
 
 
 @with_model()
 def explain(
     options: ModelOptions,
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of images.", show_default=False),
-    ],
+    images: Images,
     method: Annotated[str, typer.Option(metavar="A,B", help="Methods; camkit plugins lists them.")] = "gradcam",
     option: Annotated[
         list[str] | None,
@@ -79,7 +75,6 @@ def explain(
 
     from camkit import output as files
     from camkit.images import find_images, read_image
-    from camkit.progress import shown_in
     from camkit.visualize import check_colormap, enlarged
 
     methods, variants = comma_separated(method), comma_separated(variant)
@@ -100,32 +95,23 @@ def explain(
     question = Question.checked(explainer, methods, variants, asked, given, smoothing)
     folder = files.directory(output)
 
-    stems = distinct(files.file_name(path.stem) or "image" for path in paths)
+    stems = files.distinct(files.file_name(path.stem) or "image" for path in paths)
     table = printing.table("image", "prediction", "explained", "variant", "method", "layer", "peak x, y")
     lines: list[dict[str, Any]] = []
-    screen = printing.console(stderr=True)
-    progress = Progress(console=screen, transient=True, disable=not screen.is_terminal)
-    try:
-        with progress, shown_in(progress):
-            task = progress.add_task("Explaining", total=len(paths))
-            for start in range(0, len(paths), batch_size):
-                batch = paths[start : start + batch_size]
-                tensors, views = loaded.read(batch)
-                cells = list(question.cells(explainer, tensors))
-                for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
-                    drawing = Drawing(enlarged(np.asarray(views[index])), index, colormap, alpha)
-                    made = drawing.save(cells, folder, stem, title=path.name)
-                    for cell, name in zip(cells, made, strict=True):
-                        record = cell.explanation.record(index)
-                        lines.append({"image": str(path), "picture": name, "variant": cell.variant, **record})
-                    _report(table, path, cells, lines[-len(cells) :])
-                    progress.advance(task)
-    finally:
-        # what was drawn before an interruption has its line too
-        if lines:
-            files.update_lines(folder / "explanations.jsonl", lines, key="picture")
-    if table.row_count <= LONGEST_TABLE:
-        printing.console().print(table)
+    with recording("Explaining", len(paths), lines, folder / "explanations.jsonl") as advance:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            tensors, views = loaded.read(batch)
+            cells = list(question.cells(explainer, tensors))
+            for index, (path, stem) in enumerate(zip(batch, stems[start:], strict=False)):
+                drawing = Drawing(enlarged(np.asarray(views[index])), index, colormap, alpha)
+                made = drawing.save(cells, folder, stem, title=path.name)
+                for cell, name in zip(cells, made, strict=True):
+                    record = cell.explanation.record(index)
+                    lines.append({"image": str(path), "picture": name, "variant": cell.variant, **record})
+                _report(table, path, cells, lines[-len(cells) :])
+                advance()
+    show(table)
     printing.line(f"Overlays ({len(lines)}), grids ({len(paths)}) and explanations.jsonl are in {folder}")
 
 
@@ -244,7 +230,7 @@ class Drawing:
 
     def save(self, cells: Sequence[Cell], folder: Path, stem: str, *, title: str) -> list[str]:
         """Writes the overlays and the grid; the names of the overlays' files."""
-        from camkit.output import file_name
+        from camkit.output import distinct, file_name
         from camkit.visualize import comparison_grid, save_png
 
         overlays = [self.overlay(cell.explanation) for cell in cells]
@@ -279,19 +265,6 @@ def _others(targets: Sequence[str], fuse: str | None) -> list[str]:
     functions = registry().names("target", qualified=True)
     named = [name for name in functions if any(text.startswith(f"{name}:") for text in targets)]
     return [*named, *([fuse] if fuse else [])]
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """The names, each with a number where it was there before, also for file systems that ignore case."""
-    found: list[str] = []
-    taken: set[str] = set()
-    for name in names:
-        distinct, number = name, 2
-        while distinct.lower() in taken:
-            distinct, number = f"{name}-{number}", number + 1
-        taken.add(distinct.lower())
-        found.append(distinct)
-    return found
 
 
 def _predicted(prediction: dict[str, Any] | None) -> str:

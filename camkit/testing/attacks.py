@@ -3,10 +3,10 @@
 Each check is named after its promise, and fails with a sentence that says it.
 """
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from camkit.attacks import Attack, AttackResult, as_attack, attack
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explain import Explainer
 from camkit.testing.models import SmallConvNet, SmallTransformer, random_images
+from camkit.testing.oracle import in_double
+from camkit.testing.promises import options_have_types, without_global_draws
 from camkit.testing.state import state
 
 # Two attacks in double precision that differ in nothing but the order of sums: how many pixels may differ, and by how
@@ -49,7 +51,7 @@ def check_attack(
         CamkitError: the attack cannot be used at all.
     """
     parsed = as_attack(name)
-    _options_have_types(parsed)
+    options_have_types(parsed.signature)
     if explainer is not None and (images is None or len(images) < 2):
         raise CamkitError("The conformance kit needs at least two images [B, C, H, W] for the model that it is given.")
     given = [(explainer, images)] if explainer is not None and images is not None else _small_models()
@@ -125,15 +127,6 @@ def _broken(case: Case, what: str, contract: str) -> AssertionError:
     return AssertionError(f"The attack '{case.attack.name}' ({case.norm}, {towards}) {what}; the contract: {contract}.")
 
 
-def _options_have_types(parsed: Attack) -> None:
-    for name, info in parsed.signature.options_model.model_fields.items():
-        if info.annotation is Any:
-            raise AssertionError(
-                f"The option '{name}' of the attack '{parsed.name}' has no type; the contract: every option is "
-                f"annotated, so that a wrong value is refused before anything is computed."
-            )
-
-
 def _nothing_that_was_given_is_changed(case: Case, images: Tensor, before: Mapping[str, Any]) -> None:
     if state(case.explainer.module) != before:
         raise _broken(case, "left the model changed", "the user's model comes back as it was")
@@ -148,16 +141,7 @@ def _images_that_are_wrong_already_are_left_alone(result: AttackResult, case: Ca
 
 
 def _the_result_is_the_same_every_time(case: Case, result: AttackResult) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        before = torch.get_rng_state()
-        again = case()
-        if not torch.equal(torch.get_rng_state(), before):
-            raise _broken(
-                case,
-                "drew from the global random generator",
-                "random draws come from a generator of their own, seeded by the option 'seed'",
-            )
+    again = without_global_draws(case, partial(_broken, case))
     if not torch.equal(again.pixels, result.pixels):
         raise _broken(case, "gave two results for one question", "the same images and options give the same images")
 
@@ -171,8 +155,7 @@ def _callers_may_switch_gradients_off(case: Case, result: AttackResult) -> None:
 
 
 def _images_of_a_batch_do_not_influence_each_other(case: Case) -> None:
-    twin = copy.copy(case.explainer)
-    twin.module = copy.deepcopy(case.explainer.module).double()
+    twin = in_double(case.explainer)
     images = case.images.double()
     together = case(images, twin)
     for index in range(len(images)):

@@ -3,11 +3,11 @@
 Each check is named after its promise, and fails with a sentence that says it.
 """
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from camkit.registry import registry
 from camkit.targets import Target
 from camkit.testing.equality import assert_agrees
 from camkit.testing.models import SmallConvNet, SmallPooledNet, SmallTransformer, random_images
-from camkit.testing.oracle import Oracle
+from camkit.testing.oracle import Oracle, in_double
+from camkit.testing.promises import options_have_types, without_global_draws
 from camkit.testing.state import state
 
 # Two passes of one precision that differ in nothing but the order of sums.
@@ -60,7 +61,7 @@ def check_method(
         CamkitError: the method cannot be used at all.
     """
     parsed = as_method(method)
-    _options_have_types(parsed)
+    options_have_types(parsed.signature)
     if explainer is not None:
         if images is None or len(images) < 2:
             raise CamkitError(
@@ -144,15 +145,6 @@ def _broken(case: Case, what: str, contract: str) -> AssertionError:
     return AssertionError(f"The method '{case.method.name}' {what}; the contract: {contract}.")
 
 
-def _options_have_types(method: Method) -> None:
-    for name, info in method.signature.options_model.model_fields.items():
-        if info.annotation is Any:
-            raise AssertionError(
-                f"The option '{name}' of the method '{method.name}' has no type; the contract: every option is "
-                f"annotated, so that a wrong value is refused before anything is computed."
-            )
-
-
 def _the_result_has_the_shape_of_its_kind(case: Case, explanation: Explanation) -> None:
     maps, images = explanation.maps, case.images
     dimensions = 3 if case.method.kind == "map" else 4
@@ -174,7 +166,7 @@ def _the_result_is_finite(case: Case, explanation: Explanation) -> None:
 
 
 def _images_of_a_batch_do_not_influence_each_other(case: Case) -> None:
-    twin = _in_double(case.explainer)
+    twin = in_double(case.explainer)
     together = case(case.images.double(), twin).maps
     alone = torch.cat([case(image[None].double(), twin).maps for image in case.images])
     if float(_difference(together, alone)) > SAME:
@@ -184,16 +176,7 @@ def _images_of_a_batch_do_not_influence_each_other(case: Case) -> None:
 
 
 def _the_result_is_the_same_every_time(case: Case, explanation: Explanation) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(case.class_index + 1)
-        before = torch.get_rng_state()
-        again = case()
-        if not torch.equal(torch.get_rng_state(), before):
-            raise _broken(
-                case,
-                "drew from the global random generator",
-                "random draws come from a generator of their own, seeded by the option 'seed'",
-            )
+    again = without_global_draws(case, partial(_broken, case), seed=case.class_index + 1)
     if not torch.equal(again.maps, explanation.maps):
         raise _broken(case, "gave two results for one question", "the same images and options give the same map")
 
@@ -330,12 +313,6 @@ def _first_pass(explainer: Explainer, images: Tensor, case: Case) -> tuple[Pass,
     except CamkitError:
         layout = NCHW()
     return Pass(plan.module, plan.adapter, scored, layer, layout, memory=plan.memory), plan
-
-
-def _in_double(explainer: Explainer) -> Explainer:
-    twin = copy.copy(explainer)
-    twin.module = copy.deepcopy(explainer.module).double()
-    return twin
 
 
 def _difference(found: Tensor, expected: Tensor) -> Tensor:

@@ -51,8 +51,7 @@ class Oracle:
         eigen_smooth: bool = False,
         plain: bool = True,
     ) -> None:
-        twin = copy.copy(explainer)
-        twin.module = copy.deepcopy(explainer.module).double()
+        twin = in_double(explainer)
         self.target = Target(target) if isinstance(target, str) else target
         self.options = own_options(options or {}, self.target.name, [as_method(method).name], [self.target.name])
         self.probability = explainer.probability
@@ -112,6 +111,13 @@ class Oracle:
             result.maps.detach(),
             question.class_index,
         )
+
+
+def in_double(explainer: Explainer) -> Explainer:
+    """The explainer of a copy of the model in float64."""
+    twin = copy.copy(explainer)
+    twin.module = copy.deepcopy(explainer.module).double()
+    return twin
 
 
 def _first(layer: Any) -> str | None:

@@ -80,6 +80,7 @@ class Session(ABC):
         maps: the names of the maps, ``METHOD__LAYER``; one empty name where there is one map.
         further: by name, shape of one image's and numpy type of what the target needs beside the class.
         inputs, outputs: the names of the graph's inputs and outputs, in order.
+        input_types: by name, the numpy type of each input.
         vectors: the test vectors of the file, one entry for each map and rank (see `camkit_export.vectors`).
         runtime: what runs it, and which version: ``onnxruntime 1.31.1``; empty where an engine does not say.
         providers: what of the runtime really does, best first. ONNX Runtime lists TensorRT and CUDA even where their
@@ -116,7 +117,12 @@ class Session(ABC):
             self.class_names: tuple[str, ...] | None = tuple(names) if names else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CamkitError(f"The camkit metadata of {self.path} is damaged: {error!r}.") from error
-        self.inputs = (*(INPUTS if self.top_k is None else INPUTS[:1]), *self.further)
+        self.input_types: Mapping[str, np.dtype[Any]] = {
+            INPUTS[0]: np.dtype(self.image_type),
+            **({INPUTS[1]: np.dtype(np.int64)} if self.top_k is None else {}),
+            **{name: kind for name, (_, kind) in self.further.items()},
+        }
+        self.inputs = tuple(self.input_types)
         self.outputs = output_names(self.maps, raw=self.raw)
 
     @property

@@ -110,8 +110,7 @@ def _request(session: "Session", explainer: "Explainer") -> "ExportRequest":
         target=Target(
             facts["target"],
             inputs={
-                name: torch.ones(1, *shape, dtype=torch.from_numpy(np.zeros(0, kind)).dtype)
-                for name, (shape, kind) in session.further.items()
+                name: torch.from_numpy(np.ones((1, *shape), kind)) for name, (shape, kind) in session.further.items()
             },
         ),
         options={f"{owner}.{name}": value for owner, given in owners for name, value in given.items()},

@@ -7,7 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from camkit import plugin
-from camkit.attacks import Goal, Loss, Threat
+from camkit.attacks import Goal, Loss, Threat, chosen
 from camkit.errors import CamkitError
 
 
@@ -44,13 +44,13 @@ def apgd(
         answer = loss.ask(moved, of)
         raised, value, slope = raised + (answer.values > value), answer.values, answer.slope
         better = value > best_value
-        best, best_slope = _chosen(better, moved, best), _chosen(better, slope, best_slope)
+        best, best_slope = chosen(better, moved, best), chosen(better, slope, best_slope)
         best_value = torch.maximum(value, best_value)
         since += 1
         if step + 1 in next_check:
             stagnant = (raised < rho * since) | (~halved & (best_value <= last_best))
             size = torch.where(stagnant, size / 2, size)
-            moved, slope = _chosen(stagnant, best, moved), _chosen(stagnant, best_slope, slope)
+            moved, slope = chosen(stagnant, best, moved), chosen(stagnant, best_slope, slope)
             last_best, halved = best_value, stagnant
             raised, since = torch.zeros_like(size), 0
     return best
@@ -77,7 +77,3 @@ def checkpoints(steps: int) -> set[int]:
         found.add(place)
         interval = max(interval - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
     return found
-
-
-def _chosen(mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return torch.where(mask[:, None, None, None], first, second)

@@ -17,5 +17,5 @@ def bim(
 
     `step_size` is in the unit of the threat model; by default the steps together reach its border.
     """
-    size = threat.epsilon / steps if step_size is None else step_size
+    size = threat.step_size(step_size, steps)
     return ascend(loss, pixels, steps=steps, step_size=size)

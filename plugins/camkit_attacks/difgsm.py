@@ -47,5 +47,5 @@ def difgsm(
 
         return loss.gradient(moved, through=shrunk if diverse else None)
 
-    size = threat.epsilon / steps if step_size is None else step_size
+    size = threat.step_size(step_size, steps)
     return ascend(loss, pixels, steps=steps, step_size=size, direction=direction)

@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from camkit import plugin
-from camkit.attacks import Explain, Loss, Threat
+from camkit.attacks import Explain, Loss, steer
 from camkit.steerable import overlap, strongest
 
 
@@ -15,7 +15,6 @@ from camkit.steerable import overlap, strongest
 def fragile_map(
     pixels: Tensor,
     loss: Loss,
-    threat: Threat,
     explain: Explain,
     *,
     steps: Annotated[int, Ge(1)] = 40,
@@ -39,15 +38,10 @@ def fragile_map(
             return (_centre(maps) - home).square().sum(dim=1)
         return -(_shares(maps) * marked).sum(dim=(1, 2))
 
-    size = 2.5 * threat.epsilon / steps if step_size is None else step_size
-    moved, best, least = pixels, pixels, torch.ones(len(pixels), device=pixels.device)
-    for _ in loss.steps(steps):
-        gradient = explain.gradient(moved, dissimilarity, softplus=softplus)
-        moved = threat.project(moved + size * gradient.sign())
-        left = overlap(before, explain(moved), share)
-        better = (left < least) & ~loss.ask(moved, gradient=False).fooled
-        best, least = torch.where(better[:, None, None, None], moved, best), torch.where(better, left, least)
-    return best
+    def gone(maps: Tensor) -> Tensor:
+        return -overlap(before, maps, share)
+
+    return steer(explain, loss, before, dissimilarity, gone, steps=steps, step_size=step_size, softplus=softplus)
 
 
 def _shares(maps: Tensor) -> Tensor:

@@ -32,5 +32,5 @@ def mifgsm(
         velocity.mul_(decay).add_(gradient / torch.where(size > 0, size, torch.ones_like(size)))
         return velocity
 
-    size = threat.epsilon / steps if step_size is None else step_size
+    size = threat.step_size(step_size, steps)
     return ascend(loss, pixels, steps=steps, step_size=size, direction=direction)

@@ -7,7 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from camkit import plugin
-from camkit.attacks import Loss, Threat, ascend
+from camkit.attacks import Loss, Threat, ascend, chosen
 
 
 @plugin.attack("pgd", norm=("linf", "l2"), paper="arXiv:1706.06083")
@@ -29,7 +29,7 @@ def pgd(
     model counts, else the one with the highest loss.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = 2.5 * threat.epsilon / steps if step_size is None else step_size
+    size = threat.step_size(step_size, steps, reach=2.5)
     best, highest = pixels, torch.full((len(pixels),), -torch.inf, device=pixels.device)
     for _ in range(restarts):
         start = threat.random(generator) if random_start else pixels
@@ -37,6 +37,6 @@ def pgd(
         if restarts == 1:
             return moved
         values = loss(moved)
-        best = torch.where((values > highest)[:, None, None, None], moved, best)
+        best = chosen(values > highest, moved, best)
         highest = torch.maximum(values, highest)
     return best

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from camkit import plugin
-from camkit.attacks import Goal, Loss, Threat
+from camkit.attacks import Goal, Loss, Threat, chosen
 
 # After how many of 10,000 queries the squares' area is halved (section 5).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -46,6 +46,6 @@ def square(
         window = (..., slice(top, top + side), slice(left, left + side))
         tried[window] = (pixels[window] + threat.epsilon * signs(1, channels, 1, 1)).clamp(0, 1)
         margins = loss(tried, Goal.margin)
-        moved = torch.where((margins > highest)[:, None, None, None], tried, moved)
+        moved = chosen(margins > highest, tried, moved)
         highest = torch.maximum(margins, highest)
     return moved

@@ -7,7 +7,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from camkit import plugin
-from camkit.attacks import Explain, Loss, Threat
+from camkit.attacks import Explain, Loss, steer
 from camkit.steerable import overlap
 
 
@@ -15,7 +15,6 @@ from camkit.steerable import overlap
 def steered_map(
     pixels: Tensor,
     loss: Loss,
-    threat: Threat,
     explain: Explain,
     *,
     steps: Annotated[int, Ge(1)] = 40,
@@ -43,13 +42,7 @@ def steered_map(
         output = (logits - former[0]).square().mean(dim=1) / former[0].square().mean(dim=1)
         return -((maps - goal_map).square().mean(dim=(1, 2)) / scale + output_weight * output)
 
-    size = 2.5 * threat.epsilon / steps if step_size is None else step_size
-    moved, best = pixels, pixels
-    most = overlap(goal_map, before)
-    for _ in loss.steps(steps):
-        gradient = explain.gradient(moved, closeness, softplus=softplus)
-        moved = threat.project(moved + size * gradient.sign())
-        reached = overlap(goal_map, explain(moved))
-        better = (reached > most) & ~loss.ask(moved, gradient=False).fooled
-        best, most = torch.where(better[:, None, None, None], moved, best), torch.where(better, reached, most)
-    return best
+    def reached(maps: Tensor) -> Tensor:
+        return overlap(goal_map, maps)
+
+    return steer(explain, loss, before, closeness, reached, steps=steps, step_size=step_size, softplus=softplus)

@@ -31,7 +31,7 @@ def tifgsm(
     def direction(moved: Tensor) -> Tensor:
         return F.conv2d(loss.gradient(moved), kernel, padding="same", groups=pixels.shape[1])
 
-    size = threat.epsilon / steps if step_size is None else step_size
+    size = threat.step_size(step_size, steps)
     return ascend(loss, pixels, steps=steps, step_size=size, direction=direction)
 
 

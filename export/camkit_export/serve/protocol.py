@@ -105,14 +105,12 @@ def parse(body: bytes, header_length: str | None, session: Session) -> Inference
     except ValidationError as error:
         raise Refused(f"The request was not understood: {first_error(error)}.") from None
     tensors: dict[str, NDArray[Any]] = {}
-    kinds = {name: array.dtype for name, array in zip(session.inputs, session.example(), strict=True)}
     for one in request.inputs:
         if one.name not in session.inputs:
             raise unknown("input", one.name, session.inputs)
         if one.name in tensors:
             raise Refused(f"The input '{one.name}' was given twice.")
-        kind = _NAMES[kinds[one.name]]
-        tensors[one.name], rest = _tensor(one, kind, rest)
+        tensors[one.name], rest = _tensor(one, _NAMES[session.input_types[one.name]], rest)
     if rest:
         raise Refused(f"{len(rest)} bytes of the body belong to no input.")
     if "image" not in tensors:
