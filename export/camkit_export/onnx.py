@@ -15,7 +15,6 @@ from onnx import GraphProto, ModelProto, numpy_helper
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
-from camkit_export.onnx_operators import FORMS
 from camkit_export.program import captured
 from camkit_export.publish import publish
 from camkit_export.quiet import quiet
@@ -55,6 +54,8 @@ def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSE
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
+    from camkit_export.operators.onnx import FORMS
+
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
         try:
             exported: Any = torch.onnx.export(

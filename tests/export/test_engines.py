@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import VGG, make_layers
 
 from camkit_export.onnx import export_onnx
-from camkit_export.onnx_operators import FORMS
+from camkit_export.operators.onnx import FORMS
 from camkit_export.session import OnnxSession
 from standin import images, make_request
 from test_architectures import resnet, swin, transformer
