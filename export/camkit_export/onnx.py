@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, numpy_helper
 
 from camkit import plugin
@@ -22,9 +23,6 @@ from camkit_export.session import METADATA_KEY, OnnxSession
 from camkit_export.trace import Graph, missing_rule
 
 OLDEST_OPSET = 18
-
-# Protocol Buffers hold no more than 2 GiB in one message.
-_LARGEST = 2**31 - 1
 
 
 @plugin.exporter("onnx", suffix=".onnx")
@@ -47,10 +45,21 @@ def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSE
     _strip(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata
-    if model.ByteSize() > _LARGEST:
-        raise CamkitError("The model is larger than the 2 GiB that an ONNX file can hold.")
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(_encoded(model))
     return len(model.graph.node)
+
+
+def _encoded(model: ModelProto) -> bytes:
+    """The bytes of the file.
+
+    Raises:
+        CamkitError: they are more than one message of Protocol Buffers can hold.
+    """
+    try:
+        encoded: bytes = model.SerializeToString()
+    except EncodeError as error:
+        raise CamkitError("The model is larger than the 2 GiB that an ONNX file can hold.") from error
+    return encoded
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
