@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from camkit import plugin
+from camkit.cut import frozen, lock
 from camkit.errors import CamkitError, CamkitWarning, unknown
 from camkit.explain import AnyMethod, Explainer, require_evaluation_mode
 from camkit.goals import Goal as Goal
@@ -193,7 +194,7 @@ def attack(
     require_evaluation_mode(explainer.module)
     images = explainer._checked(images)
     chosen = found.signature.options(options)
-    threat = Threat.checked(_norm(found, norm), epsilon, single(to_pixels(explainer, images)), eight_bit=eight_bit)
+    threat = Threat.checked(norm_of(found, norm), epsilon, single(to_pixels(explainer, images)), eight_bit=eight_bit)
     with torch.no_grad():
         before = logits_of(explainer, threat.original)
     goal = _goal(found, explainer, before, target, labels)
@@ -214,7 +215,8 @@ def attack(
     }
     moved = threat.original
     if not bool(already_wrong.all()):
-        with blaming(f"the attack '{found.name}'"):
+        # held throughout: the model is asked again and again, and has many parameters to freeze
+        with lock(explainer.module), frozen(explainer.module), blaming(f"the attack '{found.name}'"):
             moved = found.function(*(available[ask] for ask in found.signature.asks), **chosen)
     pixels = _accepted(found, moved, loss, already_wrong)
     attacked = to_model(explainer, pixels).to(images.dtype)
@@ -256,6 +258,22 @@ def as_attack(given: AnyAttack) -> Attack:
     return found
 
 
+def norm_of(attack: Attack, given: str | None) -> str:
+    """The threat model that an attack works in: the one given, or else its first.
+
+    Raises:
+        CamkitError: it does not work in the one given.
+    """
+    if given is None:
+        return attack.norms[0]
+    if given not in attack.norms:
+        raise CamkitError(
+            f"The attack '{attack.name}' does not work in the threat model '{given}'; choose "
+            f"{' or '.join(attack.norms)}."
+        )
+    return given
+
+
 def to_pixels(explainer: Explainer, images: Tensor) -> Tensor:
     """Images as the model takes them, brought to [0, 1]."""
     if explainer.preprocessing is not None:
@@ -270,17 +288,6 @@ def to_pixels(explainer: Explainer, images: Tensor) -> Tensor:
 
 def _explains(attack: Attack) -> bool:
     return attack.moves == "explanation" or "explain" in attack.signature.asks
-
-
-def _norm(attack: Attack, given: str | None) -> str:
-    if given is None:
-        return attack.norms[0]
-    if given not in attack.norms:
-        raise CamkitError(
-            f"The attack '{attack.name}' does not work in the threat model '{given}'; choose "
-            f"{' or '.join(attack.norms)}."
-        )
-    return given
 
 
 def _goal(attack: Attack, explainer: Explainer, before: Tensor, target: Any, labels: Any) -> Goal:

@@ -253,8 +253,18 @@ class _Capture:
             )
 
 
-_locks: "weakref.WeakKeyDictionary[nn.Module, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks: "weakref.WeakKeyDictionary[nn.Module, threading.Lock]" = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()
+
+
+class _Held(threading.local):
+    """The models that this thread has locked."""
+
+    def __init__(self) -> None:
+        self.modules: set[int] = set()
+
+
+_held = _Held()
 
 
 @contextmanager
@@ -264,10 +274,17 @@ def lock(module: nn.Module) -> Iterator[None]:
     Hooks and flags belong to the module, not to the thread; and compiled code passes by hooks or is compiled anew for
     them.
     """
-    with _locks_lock:
-        own = _locks.setdefault(module, threading.RLock())
-    with own, _uncompiled if _is_compiled(module) else nullcontext():
+    if id(module) in _held.modules:  # whoever asks a model again and again locks it once
         yield
+        return
+    with _locks_lock:
+        own = _locks.setdefault(module, threading.Lock())
+    with own, _uncompiled if _is_compiled(module) else nullcontext():
+        _held.modules.add(id(module))
+        try:
+            yield
+        finally:
+            _held.modules.discard(id(module))
 
 
 class _Uncompiled:

@@ -92,11 +92,15 @@ class Explainer:
 
     def logits(self, images: Tensor) -> Tensor:
         """The model's logits [B, classes], differentiable in the images where the caller records a graph."""
-        output = self.resolve(images).adapter.output
         if images.requires_grad and torch.is_grad_enabled():
             cut.require_gradients(self.module)
         with cut.lock(self.module):
-            return cut.select_logits(self.module(images), output)
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """The same for who has locked the model and seen that it has gradients."""
+        output = self.resolve(images).adapter.output
+        return cut.select_logits(self.module(images), output)
 
     def resolve(self, images: Tensor) -> Resolved:
         """The model's adapter and the reason for it; a model that none describes is probed with these images.

@@ -5,14 +5,13 @@ that each image stops by itself and no attack needs to know.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from camkit import progress
-from camkit.cut import frozen, lock
+from camkit.cut import lock, require_gradients
 from camkit.errors import CamkitError
 from camkit.explain import Explainer
 from camkit.goals import Goal
@@ -81,7 +80,10 @@ class Loss:
         self.explainer, self.goal, self.threat, self.name = explainer, goal, threat, name
         self._keeps = early_stop or threat.norm == "smallest"
         self._black_box = black_box
+        self._differentiable = False
         count, device = len(threat.original), threat.original.device
+        # which images stand is known without asking the device, which would have to finish its work first
+        self._standing = torch.arange(count, device=device)
         self.left = torch.zeros(count, dtype=torch.bool, device=device)
         self.found = threat.original.clone()
         self.nearest = torch.full((count,), torch.inf, device=device)
@@ -120,14 +122,14 @@ class Loss:
         if gradient and self._black_box:
             raise CamkitError(f"The attack '{self.name}' is marked with black_box=True but asks for gradients.")
         settled = self.threat.settle(pixels.detach())
-        copies = len(settled) // len(self.left)
-        standing = ~self.left.repeat(copies)
-        everyone = bool(standing.all())
-        rows = standing.nonzero()[:, 0]
-        fooled = ~standing
-        if len(rows) == 0:
+        count = len(self.left)
+        copies = len(settled) // count
+        everyone = len(self._standing) == count
+        fooled = self.left.repeat(copies)
+        if len(self._standing) == 0:
             return Answer(torch.full_like(fooled, -torch.inf, dtype=settled.dtype), torch.zeros_like(settled), fooled)
-        images = rows % len(self.left)
+        images = self._standing.repeat(copies)
+        rows = images + count * torch.arange(copies, device=images.device).repeat_interleave(len(self._standing))
         logits, values, slope = self._run(
             settled if everyone else settled[rows], self.goal.rows(images), of, gradient, through
         )
@@ -150,7 +152,7 @@ class Loss:
         """0, 1, … below `count`, as long as any image is left; shown as a bar where somebody watches."""
         with progress.task(self.name, count) as advance:
             for step in range(count):
-                if bool(self.left.all()):
+                if len(self._standing) == 0:
                     return
                 yield step
                 advance(1)
@@ -158,6 +160,7 @@ class Loss:
     def finish(self, images: Tensor) -> None:
         """Takes images, bool [B], out of the batch: the attack will find nothing better for them."""
         self.left = self.left | images
+        self._standing = (~self.left).nonzero()[:, 0]
 
     @property
     def kept(self) -> Tensor:
@@ -167,11 +170,10 @@ class Loss:
     def _run(
         self, shown: Tensor, goal: Goal, of: Objective, gradient: bool, through: Transform | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        module = self.explainer.module
-        with ExitStack() as stack:
-            for context in (lock(module), torch.inference_mode(False), frozen(module)):
-                stack.enter_context(context)
-            stack.enter_context(torch.set_grad_enabled(gradient))
+        if gradient and not self._differentiable:
+            require_gradients(self.explainer.module)
+            self._differentiable = True
+        with lock(self.explainer.module), torch.inference_mode(False), torch.set_grad_enabled(gradient):
             if not gradient:
                 see = through or (lambda pixels: pixels)
                 chunks = shown.split(_CHUNK)
@@ -185,10 +187,10 @@ class Loss:
 
     def _judge(self, settled: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
         """Which of the images at `rows` reach the goal, bool; those that are worth it are kept."""
-        margins = self.goal.rows(rows % len(self.left)).margin(logits)
+        count = len(self.left)
+        margins = self.goal.rows(rows % count).margin(logits)
         clear = margins > _CLEAR * logits.abs().amax(dim=1)
         if self._keeps and bool(clear.any()):
-            count = len(self.left)
             good = torch.zeros(len(settled), dtype=torch.bool, device=settled.device)
             good[rows] = clear
             good &= self.threat.contains(settled)
@@ -200,7 +202,7 @@ class Loss:
                 self.found[better] = copy[better]
                 self.nearest[better] = distance[better].to(self.nearest.dtype)
             if self.threat.norm != "smallest":
-                self.left = self.left | self.kept
+                self.finish(self.kept)
         return margins > 0
 
 
@@ -230,7 +232,8 @@ def ascend(
 
 def logits_of(explainer: Explainer, pixels: Tensor) -> Tensor:
     """The model's logits [n, classes] for pixels in [0, 1], in float32 at least."""
-    return single(explainer.logits(to_model(explainer, pixels).to(explainer.dtype)))
+    with lock(explainer.module):
+        return single(explainer._logits(to_model(explainer, pixels).to(explainer.dtype)))
 
 
 def to_model(explainer: Explainer, pixels: Tensor) -> Tensor:

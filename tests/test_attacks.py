@@ -559,7 +559,8 @@ def remembers(pixels: Tensor, epsilon: float) -> Tensor:
 
 @broken()
 def trains_the_model(pixels: Tensor, loss: Loss) -> Tensor:
-    loss.explainer.module.get_parameter("classifier.bias").requires_grad_(False)
+    with torch.no_grad():
+        loss.explainer.module.get_parameter("classifier.bias").add_(1)
     return pixels
 
 

@@ -17,7 +17,7 @@ from camkit.errors import CamkitError, CamkitWarning
 from camkit.explain import Explainer
 from camkit.testing.models import SmallConvNet, SmallTransformer, random_images
 from camkit.testing.oracle import in_double
-from camkit.testing.promises import options_have_types, without_global_draws
+from camkit.testing.promises import options_have_types, repeatable, without_global_draws
 from camkit.testing.state import state
 
 # Two attacks in double precision that differ in nothing but the order of sums: how many pixels may differ, and by how
@@ -102,6 +102,7 @@ def _small_models() -> list[tuple[Explainer, Tensor]]:
     ]
 
 
+@repeatable()
 def _check(case: Case) -> None:
     before = state(case.explainer.module)
     given = case.images.clone()

@@ -26,7 +26,7 @@ from camkit.targets import Target
 from camkit.testing.equality import assert_agrees
 from camkit.testing.models import SmallConvNet, SmallPooledNet, SmallTransformer, random_images
 from camkit.testing.oracle import Oracle, in_double
-from camkit.testing.promises import options_have_types, without_global_draws
+from camkit.testing.promises import options_have_types, repeatable, without_global_draws
 from camkit.testing.state import state
 
 # Two passes of one precision that differ in nothing but the order of sums.
@@ -123,6 +123,7 @@ def _explain(
     return found
 
 
+@repeatable()
 def _check(case: Case, exports: bool) -> None:
     before = state(case.explainer.module)
     explanation = case()

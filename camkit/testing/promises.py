@@ -1,6 +1,7 @@
 """Promises that plugins of every kind make, each with the sentence that says it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,17 @@ def options_have_types(signature: Signature) -> None:
                 f"The option '{name}' of {signature.owner} has no type; the contract: every option is annotated, so "
                 f"that a wrong value is refused before anything is computed."
             )
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Holds the device to sums in one order: cuDNN's fastest convolutions add up in any, and no two runs are equal."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def without_global_draws(run: Callable[[], Result], broken: Broken, *, seed: int = 1) -> Result:

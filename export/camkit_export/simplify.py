@@ -78,7 +78,7 @@ def fold_constants(graph: GraphModule) -> None:
             values[node] = getattr(graph, str(node.target))
             continue
         sources = node.all_input_nodes
-        if node.op != "call_function" or not sources or not all(source in values for source in sources):
+        if node.op != "call_function" or not all(source in values for source in sources):
             continue
         if sum(values[source].numel() for source in sources) > _LARGEST or _draws(node):
             continue
@@ -87,7 +87,8 @@ def fold_constants(graph: GraphModule) -> None:
         if isinstance(result, Tensor) and result.numel() <= _LARGEST:
             values[node] = result.detach().contiguous().clone()
     for node, value in values.items():
-        if node.op == "get_attr" or all(user in values for user in node.users):
+        # what is made of nothing, such as a tensor of zeros, is shorter as it is
+        if not node.all_input_nodes or all(user in values for user in node.users):
             continue
         name = f"_folded_{node.name}"
         graph.register_buffer(name, value)

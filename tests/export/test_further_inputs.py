@@ -1,10 +1,12 @@
 """Targets that need more than a class: what they need becomes an input of the graph."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import camkit
 import zoo
@@ -48,6 +50,47 @@ def test_servers_know_the_input(session):
     asked = parse(json.dumps({"inputs": described}).encode(), None, session)
     assert [array.shape for array in asked.inputs] == [tensors["image"].shape, (2,), (2, 10)]
     np.testing.assert_array_equal(asked.inputs[2], tensors["embedding"])
+
+
+class Dense(nn.Module):
+    """Logits at every position of the image, [B, 3, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU())
+        self.classifier = nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(images))
+
+
+def test_a_mask_is_an_input_that_servers_take(tmp_path):
+    adapter = camkit.Adapter(name="dense", targets={"last": {"path": "features"}})
+    explainer, images = Explainer(zoo.randomised(Dense()), adapter=adapter), zoo.images(2, 16)
+    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
+    masks[0, :8], masks[1, :, 5:] = True, True
+    camkit.export(explainer, tmp_path / "region.onnx", images=images, target=Target("region", 1, {"mask": masks}))
+    session = camkit.load(tmp_path / "region.onnx")
+    expected = explainer(images, target=Target("region", torch.tensor([2, 0]), {"mask": masks}))
+    assert 'name: "mask"\n  data_type: TYPE_BOOL' in config(session, "region")
+    described = [
+        {"name": "image", "shape": [2, 3, 16, 16], "datatype": "FP32", "data": images.flatten().tolist()},
+        {"name": "class_index", "shape": [2], "datatype": "INT64", "data": [2, 0]},
+        {"name": "mask", "shape": [2, 16, 16], "datatype": "BOOL", "data": masks.flatten().tolist()},
+    ]
+    asked = parse(json.dumps({"inputs": described}).encode(), None, session)
+    found = session(*asked.inputs[:2], mask=asked.inputs[2])
+    torch.testing.assert_close(torch.from_numpy(found.maps), expected.maps, rtol=1e-4, atol=1e-5)
+
+    head = json.dumps(
+        {"inputs": [*described[:2], {**described[2], "data": None, "parameters": {"binary_data_size": 512}}]}
+    )
+    for value, message in ((1, ""), (2, "must be 0 or 1")):
+        body = head.encode() + (masks.numpy().astype(np.uint8) * value).tobytes()
+        with pytest.raises(CamkitError, match=message) if message else nullcontext():
+            np.testing.assert_array_equal(parse(body, str(len(head)), session).inputs[2], masks.numpy())
+    with pytest.raises(CamkitError, match="a list of true and false"):
+        parse(json.dumps({"inputs": [*described[:2], {**described[2], "data": [1] * 512}]}).encode(), None, session)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import threading
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from camkit.errors import CamkitError
 from camkit_export.decompositions import GlobalPoolAsMean
+from camkit_export.simplify import fold_constants
 from camkit_export.trace import installed_rules, trace
 from standin import Small, images, make_request
 
@@ -134,3 +136,22 @@ def test_model_stays_as_it_was():
         name: (value.data_ptr(), value._version, value.grad) for name, value in model.state_dict().items()
     } == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_tables_that_are_built_of_nothing_are_constants():
+    """As torchvision's Swin builds its mask of windows at every call."""
+
+    def masked(values: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(4, 4)
+        mask[:2, 1:] = 1
+        return values + mask.masked_fill(mask == 0, -100.0)
+
+    graph = make_fx(torch.func.functionalize(masked))(torch.zeros(2, 4, 4))
+    assert any(node.target == torch.ops.aten.slice_scatter.default for node in graph.graph.nodes)
+    fold_constants(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert names == ["aten.add.Tensor"]
+    values = torch.randn(2, 4, 4)
+    assert torch.equal(graph(values), masked(values))

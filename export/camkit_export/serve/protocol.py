@@ -21,7 +21,14 @@ from camkit_export.session import Session
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ("binary_tensor_data",)
 
-_TYPES: Mapping[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "UINT8": np.dtype("u1")}
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "INT64": np.dtype("<i8"),
+    "UINT8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+# What numpy makes of the JSON values that stand for a type.
+_JSON_KINDS = {"FP32": "iuf", "INT64": "iu", "UINT8": "iu", "BOOL": "b"}
 _NAMES = {kind.newbyteorder("="): name for name, kind in _TYPES.items()}
 
 Parameters = dict[str, Any]
@@ -185,19 +192,21 @@ def _tensor(given: _Input, kind: str, rest: memoryview) -> tuple[NDArray[Any], m
             f"The input '{given.name}' of shape {given.shape} takes {wanted} bytes; {size} were announced and "
             f"{len(rest)} are there."
         )
+    if kind == "BOOL" and any(byte > 1 for byte in rest[:wanted]):
+        raise Refused(f"The bytes of the input '{given.name}' must be 0 or 1.")
     values = np.frombuffer(rest[:wanted], _TYPES[kind]).reshape(given.shape)
     return _finite(given.name, values.astype(_TYPES[kind].newbyteorder("="), copy=False)), rest[wanted:]
 
 
 def _from_json(given: _Input, count: int) -> NDArray[Any]:
-    kinds = "iuf" if given.datatype == "FP32" else "iu"
     try:
         values = np.asarray(given.data if isinstance(given.data, list) else None)
     except ValueError:
         raise Refused(f"The data of the input '{given.name}' are lists of different lengths.") from None
     # an empty list has no type that would tell anything
-    if values.dtype.kind not in kinds and values.size:
-        raise Refused(f"The data of the input '{given.name}' must be a list of numbers of the type {given.datatype}.")
+    if values.dtype.kind not in _JSON_KINDS[given.datatype] and values.size:
+        what = "true and false" if given.datatype == "BOOL" else "numbers"
+        raise Refused(f"The data of the input '{given.name}' must be a list of {what} of the type {given.datatype}.")
     if values.size != count or (values.ndim != 1 and list(values.shape) != given.shape):
         raise Refused(
             f"The data of the input '{given.name}' do not have its shape {given.shape}: they are {list(values.shape)}."
