@@ -281,19 +281,22 @@ def check_run(run: Run, count: int) -> camkit.AttackResult:
     epsilon = {"linf": 4 / 255, "l2": 0.5, "l0": 3, "patch": 0.04}.get(run.norm)
     result = attack(explainer, images, run.name, norm=run.norm, epsilon=epsilon, options=run.options)
     assert (result.distance <= (epsilon or math.inf) + 1e-6).all()
-    assert (result.distance[~result.already_wrong] > 0).all()
+    moved = result.distance > 0
     torch.testing.assert_close(result.original, explainer.preprocessing.pixels(images))
     torch.testing.assert_close(result.images, explainer.preprocessing.normalise(result.pixels))
     torch.testing.assert_close(result.logits_after, explainer.logits(result.images).detach())
     fooled = result.logits_after.gather(1, result.labels[:, None])[:, 0] < 0
     if result.overlap is None:
+        assert moved[~result.already_wrong].all()
         assert torch.equal(result.success, fooled)
         loss = Loss(explainer, Goal(result.labels, None, "sigmoid"), Threat("smallest", math.inf, result.original))
         if run.name not in ("noise", "tifgsm", "one-pixel"):
             assert loss(result.pixels).mean() > loss(result.original).mean()
     else:
         assert torch.equal(result.success, ~fooled & (result.overlap < 0.5))
-        assert (result.overlap < 1).all()
+        # of the steps of an attack on the map the best counts, which may be none
+        assert moved.any()
+        assert torch.equal(result.overlap < 1, moved)
     return result
 
 

@@ -212,13 +212,14 @@ class Session(ABC):
         """The graph's outputs by their names, of inputs that were checked, in their order."""
         try:
             return dict(zip(self.outputs, self._run(*inputs), strict=True))
-        except Exception as error:
+        except Exception as error:  # engines raise what they like
+            reason = first_line(error)[:300]
             if not self.dynamic_size:
-                raise
+                raise CamkitError(
+                    f"The graph of {self.path.name} fails in {self.runtime}: {reason.rstrip('.')}."
+                ) from error
             height, width = inputs[0].shape[2:]
-            raise CamkitError(
-                f"The model of {self.path} does not take images of {height}x{width}: {first_line(error)[:300]}"
-            ) from error
+            raise CamkitError(f"The model of {self.path} does not take images of {height}x{width}: {reason}") from error
 
     def checked(
         self,

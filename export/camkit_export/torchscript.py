@@ -28,7 +28,9 @@ _METHODS = {
     aten._unsafe_view.default: "reshape",
     aten.expand.default: "expand",
 }
-
+# As it loads a file, TorchScript (2.15) takes the rows of mm's second matrix for those of the product, and then refuses
+# to multiply that with a layer's output, as the gradient of a tanh does; matmul does the same and leaves them open.
+_FUNCTIONS = {aten.mm.default: aten.matmul}
 
 # Operators of torch's own that write or read a file of the name that they are given.
 _FILES = frozenset({"aten::save", "aten::from_file"})
@@ -114,7 +116,7 @@ def _scriptable(explain: GraphModule) -> GraphModule:
         if node.target in _METHODS:
             node.op, node.target = "call_method", _METHODS[node.target]
         elif isinstance(node.target, torch._ops.OpOverload):
-            node.target = node.target.overloadpacket
+            node.target = _FUNCTIONS.get(node.target, node.target.overloadpacket)
     graph.recompile()
     return graph
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import camkit
+import zoo
 from camkit.errors import CamkitError
 from camkit_export.torchscript import METADATA_FILE, TorchScriptSession
 from standin import assert_torch_alone_loads, images
@@ -105,3 +108,22 @@ def test_operators_that_touch_files_are_refused(small_pt, tmp_path):
     torch.jit.save(torch.jit.script(Saves()), tmp_path / "a.pt", _extra_files=extra)
     with pytest.raises(CamkitError, match=r"aten::save, which touches files"):
         TorchScriptSession(tmp_path / "a.pt")
+
+
+def test_a_head_with_a_tanh_behind_a_norm_is_loaded(tmp_path):
+    """As MaxViT's: TorchScript guessed the sizes of a product of matrices, wrongly."""
+    head = (nn.Flatten(), nn.LayerNorm(6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4, bias=False))
+    model = zoo.randomised(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), *head))
+    explainer = camkit.Explainer(model, "1", camkit.Adapter(name="own", layout="NCHW"))
+    camkit.export(explainer, tmp_path / "tanh.pt", images=zoo.images(2, 12))
+    found = camkit.load(tmp_path / "tanh.pt")(zoo.images(5, 12).numpy(), 1)
+    expected = explainer(zoo.images(5, 12), target=1)
+    assert float(expected.maps.std()) > 0
+    torch.testing.assert_close(torch.from_numpy(found.maps), expected.maps, rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_engine_says_is_one_sentence(small_pt, small):
+    session = TorchScriptSession(small_pt)
+    session._graph = torch.jit.script(nn.Linear(2, 2))
+    with zoo.refused(f"The graph of {small_pt.name} fails in torch {torch.__version__}: "):
+        session(images(1, small.image_shape))
