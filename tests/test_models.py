@@ -103,7 +103,7 @@ def test_timm_knows_the_labels_of_larger_image_nets() -> None:
     assert len(set(built.class_names)) == 21843
 
 
-@pytest.mark.parametrize("name", ["resnet", "vgg", "vit"])
+@pytest.mark.parametrize("name", ["resnet", "vgg", "vit", "shortcut"])
 def test_demo(name: str, photo: Path) -> None:
     model = load_model(f"demo:{name}")
     assert (model.class_names, model.probability, model.weights) == (CLASS_NAMES, "sigmoid", "default")

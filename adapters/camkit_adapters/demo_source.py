@@ -1,4 +1,4 @@
-"""``demo:resnet``, ``demo:vgg``, ``demo:vit``: the small models of digit scenes that ship with camkit."""
+"""``demo:resnet``, ``demo:vgg``, ``demo:vit``, and ``demo:shortcut``, which cheats: small models of digit scenes."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class DemoSource:
     """Builds the demo models; see `camkit.models.ModelSource`."""
 
     def names(self) -> Sequence[str]:
-        """The three models."""
+        """The four models."""
         from camkit_adapters.demo.models import MODELS
 
         return tuple(MODELS)

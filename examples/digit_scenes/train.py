@@ -1,11 +1,12 @@
-"""Train one of the three demo models from scratch, on scenes made as it goes.
+"""Train one of the four demo models from scratch, on scenes made as it goes.
 
-Usage: python examples/digit_scenes/train.py resnet|vgg|vit [--output PATH]
+Usage: python examples/digit_scenes/train.py resnet|vgg|vit|shortcut [--output PATH]
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.optim.lr_scheduler import OneCycleLR
 
-from camkit_adapters.demo import models, scenes
+from camkit_adapters.demo import models, scenes, shortcut
 
 SEED = 0
 REPORT_EVERY = 100
@@ -31,12 +32,14 @@ class Recipe:
     batch: int
     peak_learning_rate: float
     weight_decay: float
+    scenes: Callable[..., list[scenes.Scene]] = scenes.generate
 
 
 RECIPES = {
     "resnet": Recipe(steps=2000, batch=48, peak_learning_rate=2e-3, weight_decay=0.05),
     "vgg": Recipe(steps=2400, batch=48, peak_learning_rate=2e-3, weight_decay=0.05),
     "vit": Recipe(steps=4000, batch=64, peak_learning_rate=1e-3, weight_decay=0.05),
+    "shortcut": Recipe(steps=1000, batch=48, peak_learning_rate=2e-3, weight_decay=0.05, scenes=shortcut.generate),
 }
 
 
@@ -57,7 +60,7 @@ def train(name: str, recipe: Recipe) -> nn.Module:
         task = progress.add_task(name, total=recipe.steps, loss=float("nan"))
         recent_losses: list[float] = []
         for step in range(recipe.steps):
-            batch = scenes.generate(recipe.batch, "train", seed=step)
+            batch = recipe.scenes(recipe.batch, "train", seed=step)
             images = torch.from_numpy(scenes.inputs(batch))
             wanted = torch.from_numpy(scenes.targets(batch))
             loss = binary_cross_entropy_with_logits(model(images.contiguous(memory_format=torch.channels_last)), wanted)
@@ -97,7 +100,7 @@ def save(model: nn.Module, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train one of the three demo models.")
+    parser = argparse.ArgumentParser(description="Train one of the four demo models.")
     parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--output", type=Path, help="where to write the weights; default: the shipped file")
     arguments = parser.parse_args()

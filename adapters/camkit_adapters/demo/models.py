@@ -1,4 +1,4 @@
-"""Three small classifiers of digit scenes, narrow instances of classes of timm and torchvision.
+"""Four small classifiers of digit scenes, narrow instances of classes of timm and torchvision.
 
 Each maps normalised images [B, 3, 96, 96] (see `scenes.inputs`) to logits [B, 10]; a digit's
 probability is the sigmoid of its logit, for a scene may show several.
@@ -99,6 +99,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet": build_resnet,
     "vgg": build_vgg,
     "vit": build_vit,
+    # The same network trained on scenes with a shortcut (see `shortcut`).
+    "shortcut": build_resnet,
 }
 
 

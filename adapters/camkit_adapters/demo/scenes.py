@@ -64,7 +64,9 @@ class Scene:
     digits: tuple[Digit, ...]
 
 
-def generate(count: int, split: Split, seed: int, digit_counts: Sequence[int] = (1, 2, 3)) -> list[Scene]:
+def generate(
+    count: int, split: Split, seed: int, digit_counts: Sequence[int] = (1, 2, 3), *, absent: int | None = None
+) -> list[Scene]:
     """Make `count` scenes of one split; equal arguments give equal scenes.
 
     Args:
@@ -72,6 +74,7 @@ def generate(count: int, split: Split, seed: int, digit_counts: Sequence[int] = 
         split: Which handwriting is used, for digits and clutter alike; the splits share none.
         seed: 0 to 2**32 - 1. The first scenes of a longer list are those of a shorter one.
         digit_counts: How many digits a scene may have, each 1 to 3; each is equally likely.
+        absent: A class whose digits are left out of the scenes; all else is drawn as it is with them.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -83,7 +86,7 @@ def generate(count: int, split: Split, seed: int, digit_counts: Sequence[int] = 
     handwriting = _handwriting(split)
     # RandomState's stream is frozen, Generator's is not: the scenes outlive versions of NumPy.
     random = RandomState([seed, split == "test"])
-    return [_scene(handwriting, int(random.choice(digit_counts)), random) for _ in range(count)]
+    return [_scene(handwriting, int(random.choice(digit_counts)), random, absent) for _ in range(count)]
 
 
 def targets(scenes: Sequence[Scene]) -> Floats:
@@ -172,7 +175,7 @@ def _fragment(fields: Bytes, random: RandomState) -> Floats:
     return np.asarray(fading * _opacity(field, transform, LARGEST_FRAGMENT))
 
 
-def _scene(handwriting: _Handwriting, digit_count: int, random: RandomState) -> Scene:
+def _scene(handwriting: _Handwriting, digit_count: int, random: RandomState, absent: int | None) -> Scene:
     labels = random.permutation(len(CLASS_NAMES))[:digit_count]
     glyphs, boxes = _placed_glyphs([handwriting.by_label[label] for label in labels], random)
     grounds, inks = handwriting.dark, handwriting.bright
@@ -180,19 +183,22 @@ def _scene(handwriting: _Handwriting, digit_count: int, random: RandomState) -> 
         grounds, inks = inks, grounds
     ground = _background(grounds, random)
     canvas = _cluttered(ground, handwriting, random)
-    for glyph, (left, top, right, bottom) in zip(glyphs, boxes, strict=True):
+    for label, glyph, (left, top, right, bottom) in zip(labels, glyphs, boxes, strict=True):
+        # Drawn at random also for a digit that is left out, so that what follows stays the same.
+        colour = inks[random.randint(len(inks))]
+        if label == absent:
+            continue
         # Ground shines through the clutter around a digit, which keeps the digit readable.
         region = np.s_[top : bottom + 2 * HALO, left : right + 2 * HALO]
         halo = (1.8 * cv2.GaussianBlur(glyph, (0, 0), 2.5)).clip(0, 0.9)[..., None]
         canvas[region] += halo * (ground[region] - canvas[region])
-        colour = inks[random.randint(len(inks))]
         canvas[region] += glyph[..., None] * (colour - canvas[region])
     image = canvas[HALO : HALO + SIDE, HALO : HALO + SIDE]
     row, column = random.randint(SIDE, size=2)
     image = image + handwriting.grain[row : row + SIDE, column : column + SIDE]
     return Scene(
         image=image.clip(0, 255).astype(np.uint8),
-        digits=tuple(Digit(int(label), box) for label, box in zip(labels, boxes, strict=True)),
+        digits=tuple(Digit(int(label), box) for label, box in zip(labels, boxes, strict=True) if label != absent),
     )
 
 
