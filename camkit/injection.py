@@ -107,11 +107,12 @@ def parse_value(text: str) -> Any:
 
 
 def own_options(
-    options: Mapping[str, Any], name: str, methods: Sequence[str], others: Sequence[str] = ()
+    options: Mapping[str, Any], name: str, methods: Sequence[str], others: Sequence[str] = (), *, kind: str = "method"
 ) -> dict[str, Any]:
     """The options of `name` among those of `methods` and of `others` (target functions, a fusion).
 
-    They are written ``name.option``, or with a single method also ``option`` for it.
+    They are written ``name.option``, or with a single method also ``option`` for it. `kind` says what the methods are
+    where they are something else.
 
     Raises:
         CamkitError: an option names nobody though there are several methods, or somebody who was not asked for.
@@ -122,7 +123,7 @@ def own_options(
         if not dot and len(methods) == 1:
             owner = methods[0]
         elif not dot:
-            raise CamkitError(f"With several methods, write the option '{key}' as 'method.{key}'.")
+            raise CamkitError(f"With several {kind}s, write the option '{key}' as '{kind}.{key}'.")
         elif owner not in (*methods, *others):
             raise CamkitError(f"The option '{key}' is for '{owner}', which was not asked for.")
         if owner == name:

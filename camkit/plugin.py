@@ -141,12 +141,24 @@ def attack(
     return _marker("attack", name, norms=norms, paper=paper, goals=goals, moves=moves, black_box=black_box)
 
 
-def metric(name: str, *, paper: str, higher_is_better: bool, reduce: str = "mean") -> Callable[[Marked], Marked]:
-    """Marks a metric: a function that returns one value [B] per sample.
+def metric(
+    name: str,
+    *,
+    paper: str,
+    higher_is_better: bool,
+    unit: str = "",
+    reduce: "Literal['mean'] | Callable[[Any], Any]" = "mean",
+    least_methods: int = 1,
+) -> Callable[[Marked], Marked]:
+    """Marks a metric: a function that returns one value [B] per sample, or several [B, ...]; NaN where it cannot judge.
 
-    `reduce` says how values become one over a data set: ``mean`` leaves out samples whose value is NaN.
+    `unit` says what the value is in: ``share`` for 0 to 1, ``pixels``, ``logit``. `reduce` says how values become one
+    for each method over a data set: ``mean``, without what is NaN, or a function from float64 arrays
+    [methods, n samples, ...] to [methods], which sees the methods side by side, on the same samples. A metric that
+    compares methods says by `least_methods` how many it needs.
     """
-    return _marker("metric", name, paper=paper, higher_is_better=higher_is_better, reduce=reduce)
+    facts = {"higher_is_better": higher_is_better, "unit": unit, "reduce": reduce, "least_methods": least_methods}
+    return _marker("metric", name, paper=paper, **facts)
 
 
 def dataset(name: str) -> Callable[[Marked], Marked]:

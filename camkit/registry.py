@@ -32,7 +32,7 @@ _PARSERS = {
     "method": "camkit.methods:Method",
     "fusion": "camkit.fusions:Fusion",
     "attack": "camkit.attacks:Attack",
-    "metric": "camkit.evaluate:Metric",
+    "metric": "camkit.metrics:Metric",
     "dataset": "camkit.evaluate:DataSet",
     "model_source": None,
     "decomposition": None,

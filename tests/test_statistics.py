@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from camkit.statistics import bootstrap
+from camkit.statistics import bootstrap, bootstrap_together
 
 
 def test_what_is_not_judged_does_not_count():
@@ -44,3 +44,36 @@ def test_nineteen_of_twenty_intervals_hold_the_truth():
 def test_other_statistics():
     found = bootstrap([0.0, 0.0, 1.0], lambda values: np.median(values, axis=-1))
     assert (found.value, found.low, found.high) == (0.0, 0.0, 1.0)
+
+
+def test_series_are_drawn_together():
+    """Of two series that differ by 1 at every sample the difference of means is 1 in every draw."""
+    first = np.random.default_rng(0).normal(size=50)
+    series = np.stack([first, first - 1])
+
+    def difference(values):
+        means = values.mean(axis=1)
+        return np.array([means[0] - means[1], means[1]])
+
+    apart, own = bootstrap_together(series, difference)
+    assert (apart.value, apart.low, apart.high) == pytest.approx((1, 1, 1))
+    alone = bootstrap(first - 1)
+    assert own.value == pytest.approx(alone.value)
+    assert (own.low, own.high) == pytest.approx((alone.low, alone.high), abs=0.05)
+    assert own.low < own.value < own.high
+
+
+def test_series_count_what_is_judged_and_repeat_with_a_seed():
+    values = np.array([[[0.0, 1.0], [np.nan, np.nan], [1.0, np.nan]], [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]])
+
+    def mean(values):
+        return np.nansum(values, axis=(1, 2)) / np.maximum(np.isfinite(values).sum(axis=(1, 2)), 1)
+
+    found = bootstrap_together(values, mean, seed=3)
+    assert [one.count for one in found] == [2, 3]
+    assert found == bootstrap_together(values, mean, seed=3)
+    many = np.random.default_rng(0).normal(size=(1, 20, 2))
+    assert bootstrap_together(many, mean, seed=3) != bootstrap_together(many, mean, seed=4)
+    unknown = bootstrap_together(np.full((1, 2), np.nan), lambda values: values.mean(axis=1))[0]
+    assert unknown.count == 0
+    assert np.isnan([unknown.value, unknown.low, unknown.high]).all()

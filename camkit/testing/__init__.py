@@ -1,9 +1,9 @@
 """What authors of plugins and adapters test with.
 
-`check_method` is the conformance kit for a method, `check_attack` the one for an attack, `check_adapter` the one for an
-adapter. `vary_constants` gives an untrained model weights that a map can be taken of. `Oracle` computes an explanation
-in float64 in the plainest way; `assert_agrees` says whether a result equals it. `state` tells whether a model was left
-as it was.
+`check_method` is the conformance kit for a method, `check_attack` the one for an attack, `check_metric` the one for a
+metric, `check_adapter` the one for an adapter. `vary_constants` gives an untrained model weights that a map can be
+taken of. `Oracle` computes an explanation in float64 in the plainest way; `assert_agrees` says whether a result equals
+it. `state` tells whether a model was left as it was.
 """
 
 from camkit.testing.adapters import AdapterReport as AdapterReport
@@ -17,6 +17,7 @@ from camkit.testing.equality import assert_informative as assert_informative
 from camkit.testing.equality import relative_error as relative_error
 from camkit.testing.equality import tolerance as tolerance
 from camkit.testing.equality import untied as untied
+from camkit.testing.metrics import check_metric as check_metric
 from camkit.testing.oracle import Oracle as Oracle
 from camkit.testing.oracle import Reference as Reference
 from camkit.testing.state import state as state

@@ -158,6 +158,8 @@ class _Check:
             self.report.remarks.append(adapter.note)
         if not adapter.reader(module).classes and self.given is None:
             self.target = Target("embedding")
+        elif self.given is None:
+            self.target = Target("class", class_index=self._open_class())
         self.layer = adapter.layer(module, images=self.images)
         self.report.layer = self.layer.path
         calls = walk(module, self.images[:1]).layer(self.layer.path).calls
@@ -166,6 +168,12 @@ class _Check:
                 f"The layer '{self.layer.path}' runs {calls} times in a forward pass; a target layer runs once."
             )
         return self.layer.path
+
+    def _open_class(self) -> int:
+        """The first class from 1 on of which the model says something: one may end in a ReLU that is closed."""
+        with torch.no_grad():
+            said = (self.explainer.logits(self.images) != 0).all(dim=0)
+        return next((index for index in range(1, len(said)) if said[index]), min(1, len(said) - 1))
 
     def layout_is_right(self) -> str:
         output = self._output(self.images)

@@ -10,7 +10,7 @@ from camkit_robust.random_signs import random_signs
 from camkit_robust.spread import spread
 
 import camkit
-from camkit.testing import check_method
+from camkit.testing import check_method, check_metric
 
 torch.set_num_threads(1)
 
@@ -35,6 +35,7 @@ def test_the_method():
 
 def test_the_contract():
     check_method(median_gradcam)
+    check_metric(spread)
 
 
 def test_where_all_gradients_of_a_channel_are_equal_it_is_gradcam(explainer: camkit.Explainer, images: torch.Tensor):
