@@ -1,5 +1,6 @@
 """One self-contained HTML page of text, tables and pictures. It knows nothing of what the pictures show."""
 
+import base64
 import os
 import re
 from collections.abc import Sequence
@@ -56,7 +57,20 @@ class Pictures:
     note: str = ""
 
 
-Section = Text | Table | Pictures
+@dataclass(frozen=True)
+class Plot:
+    """A section with one drawing as wide as the page allows; `png` is the content of a PNG file.
+
+    `alternative` is what is read aloud in its place.
+    """
+
+    title: str
+    png: bytes
+    alternative: str
+    note: str = ""
+
+
+Section = Text | Table | Pictures | Plot
 
 
 def write_report(
@@ -124,13 +138,25 @@ class _DrawnPictures:
     kind: str = "pictures"
 
 
+@dataclass(frozen=True)
+class _DrawnPlot:
+    title: str
+    note: list[str]
+    source: str
+    alternative: str
+    kind: str = "plot"
+
+
 # a sign such as "<", a number, a spread, and a unit of one or two letters
 _NUMBER = re.compile(r"[^\w\s]?\s?\d[\d,.]*(\s?±\s?[\d.]+)?(e[+-]?\d+)?\s?(%|[^\W\d_]{1,2})?")
 
 
-def _drawn(section: Section) -> _DrawnText | _DrawnTable | _DrawnPictures:
+def _drawn(section: Section) -> _DrawnText | _DrawnTable | _DrawnPictures | _DrawnPlot:
     if isinstance(section, Text):
         return _DrawnText(section.title, _paragraphs(section.body))
+    if isinstance(section, Plot):
+        source = "data:image/png;base64," + base64.b64encode(section.png).decode("ascii")
+        return _DrawnPlot(section.title, _paragraphs(section.note), source, section.alternative)
     rows = section.rows if isinstance(section, Table) else [images for _, images in section.rows]
     if any(len(row) != len(section.columns) for row in rows):
         raise CamkitError(f"Each row of '{section.title}' needs {len(section.columns)} cells, one for each column.")

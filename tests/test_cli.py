@@ -23,6 +23,8 @@ COMMANDS = [
     "demo",
     "explain",
     "attack",
+    "evaluate",
+    "robustness",
     "export",
     "verify",
     "serve",

@@ -20,6 +20,8 @@ _ORDER = (
     "demo",
     "explain",
     "attack",
+    "evaluate",
+    "robustness",
     "export",
     "verify",
     "serve",

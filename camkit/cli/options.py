@@ -81,11 +81,24 @@ class ModelOptions:
         return Explainer(loaded, layer=layer, adapter=self.adapter), loaded
 
 
-def with_model(*, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the model options: its first parameter receives a `ModelOptions`."""
+_SEVERAL = Annotated[
+    str,
+    typer.Option(
+        "--models", "-m", metavar="SPEC,SPEC", rich_help_panel=PANEL, help="Models as source:name; all loaded alike."
+    ),
+]
+
+
+def with_model(*, required: bool = True, several: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the model options: its first parameter receives a `ModelOptions`.
+
+    With `several` the option is ``--models``, and `ModelOptions.model` holds them separated by commas.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(ModelOptions, include_extras=True)
+        if several:
+            hints["model"] = _SEVERAL
         names = [one.name for one in fields(ModelOptions)]
         shared = [
             inspect.Parameter(

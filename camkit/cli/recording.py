@@ -25,17 +25,25 @@ def recording(what: str, images: int, lines: Sequence[Mapping[str, Any]], path: 
     What is given is called after each image. What was drawn before an interruption has its line too.
     """
     from camkit.output import update_lines
+
+    try:
+        with showing(what, images) as advance:
+            yield advance
+    finally:
+        if lines:
+            update_lines(path, lines, key="picture")
+
+
+@contextmanager
+def showing(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """Shows a bar over so many steps on a terminal; what is given is called after each of them."""
     from camkit.progress import shown_in
 
     screen = printing.console(stderr=True)
     progress = Progress(console=screen, transient=True, disable=not screen.is_terminal)
-    try:
-        with progress, shown_in(progress):
-            task = progress.add_task(what, total=images)
-            yield lambda: progress.advance(task)
-    finally:
-        if lines:
-            update_lines(path, lines, key="picture")
+    with progress, shown_in(progress):
+        task = progress.add_task(what, total=steps)
+        yield lambda: progress.advance(task)
 
 
 def show(table: Table) -> None:
