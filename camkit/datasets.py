@@ -1,7 +1,7 @@
 """Data sets as they are asked for, and what those that lie in files have in common: a broken file stops nothing."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -60,18 +60,37 @@ def chosen(entries: Sequence[Entry], count: int | None, seed: int) -> list[Entry
     return [entries[place] for place in sorted(random.Random(seed).sample(range(len(entries)), count))]  # noqa: S311
 
 
-def find(spec: str, options: dict[str, Any]) -> tuple[DataSet, dict[str, Any]]:
+def is_data_set(spec: str) -> bool:
+    """Whether ``name`` or ``name:PATH`` names a data set."""
+    return bool(_named(spec))
+
+
+def find(
+    spec: str, options: Mapping[str, Any], offered: Mapping[str, Any] | None = None
+) -> tuple[DataSet, dict[str, Any]]:
     """The data set that ``name`` or ``name:PATH`` stands for, and its options; PATH is the option ``path``.
+
+    Args:
+        spec: names may be written with hyphens, too.
+        options: what was asked for.
+        offered: what is known anyway, such as how many samples are wanted: given where the data set has such an option.
 
     Raises:
         CamkitError: there is no such data set, or it takes no path.
     """
-    known = registry().names("dataset", qualified=True)
-    named = [name for name in known if spec == name or spec.startswith(f"{name}:")]
-    # a data set may itself be written distribution:name
-    name = max(named, key=len) if named else spec.partition(":")[0]
+    name = _named(spec) or spec.partition(":")[0]
     found: DataSet = registry().get("dataset", name)
-    path = spec.removeprefix(name).removeprefix(":")
-    if path and "path" not in found.signature.options_model.model_fields:
+    takes = found.signature.options_model.model_fields
+    known = {key: value for key, value in (offered or {}).items() if key in takes and value is not None}
+    path = spec[len(name) :].removeprefix(":")
+    if path and "path" not in takes:
         raise CamkitError(f"The data set '{name}' takes no path; write --data {name}.")
-    return found, {**options, "path": path} if path else dict(options)
+    return found, {**known, **options, **({"path": path} if path else {})}
+
+
+def _named(spec: str) -> str:
+    """The longest name of a data set that the spec begins with: one may be written distribution:name."""
+    written = spec.replace("-", "_")
+    known = registry().names("dataset", qualified=True)
+    found = [name for name in known if f"{written}:".startswith(f"{name.replace('-', '_')}:")]
+    return max(found, key=len, default="")

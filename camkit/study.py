@@ -244,11 +244,8 @@ def named(samples: Iterable[Sample], images: int | None) -> Iterator[Sample]:
 
 
 def _data(study: Study, explainer: Explainer | None) -> tuple[Any, dict[str, Any]]:
-    data, options = datasets.find(study.data, study.data_options)
     offered = {"count": study.images, "seed": study.seed, "class_names": explainer.class_names if explainer else None}
-    takes = data.signature.options_model.model_fields
-    added = {key: value for key, value in offered.items() if key in takes and value is not None}
-    return data, {**added, **options}
+    return datasets.find(study.data, study.data_options, offered)
 
 
 def _prepared(study: Study, spec: str, explainer: Explainer) -> Studied:

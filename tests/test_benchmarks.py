@@ -168,3 +168,16 @@ def test_a_short_matrix_of_exports_says_what_agrees_and_what_is_refused(tmp_path
     assert re.search(r"^\| `gradcam` \| \de-0[5-8] \|$", text, re.MULTILINE)
     assert re.search(r"^\* `cam`: .*global average", text, re.MULTILINE)
     assert re.search(r"^\* `scorecam`: .*model_scores cannot be traced", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_attacks_fills_every_row(tmp_path: Path) -> None:
+    text = page(tmp_path, "attacks.py", "--quick")
+    rows = re.findall(r"^\| (\S+) \| ([^|]+) \| [\d.]+ \| \*\*[\d.]+\*\* \([^|]+\) \| (\d+)% \| (\d+)% \|$", text, re.M)
+    assert [name for _, name, _, _ in rows] == ["torchattacks", "captum", "camkit", "camkit, early stop"] * 3
+    near, far = rows[:4], rows[-4:]
+    assert {fooled for _, _, fooled, _ in near} == {"0"}
+    assert {taken for *_, taken in near} == {"100"}
+    assert {fooled for _, _, fooled, _ in far} == {"100"}
+    assert int(far[-1][3]) < 100
+    assert text.count("early stop saves what the stopped images save") == 2

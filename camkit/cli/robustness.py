@@ -141,21 +141,16 @@ def _samples(
 
 
 def _samples_of(spec: str, given: dict[str, Any], explainer: "Explainer", images: int, seed: int) -> "Iterable[Sample]":
-    from camkit.datasets import find
+    from camkit.datasets import find, is_data_set
     from camkit.errors import unknown
     from camkit.images import find_images, read_image
     from camkit.registry import registry
     from camkit.samples import Sample
 
-    known = registry().names("dataset", qualified=True)
-    # names are written with either sign
-    name = spec if spec in known else spec.replace("-", "_")
-    if name in known or spec.partition(":")[0] in known:
-        found, own = find(name if name in known else spec, {})
-        offered: dict[str, Any] = {"count": images, "seed": seed, "class_names": explainer.class_names}
-        takes = found.signature.options_model.model_fields
+    if is_data_set(spec):
+        found, own = find(spec, {}, {"count": images, "seed": seed, "class_names": explainer.class_names})
         named = {key.rpartition(".")[2]: value for key, value in given.items() if key.rpartition(".")[0] == found.name}
-        return found.samples({**{key: value for key, value in offered.items() if key in takes}, **own, **named})
+        return found.samples({**own, **named})
     if not Path(spec).exists():
         raise unknown("data set or folder", spec, registry().names("dataset"))
     return (Sample(read_image(path), -1, name=str(path)) for path in find_images([spec]))
