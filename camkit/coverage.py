@@ -1,5 +1,6 @@
 """The page of a sweep: what was measured of every family, with each exception and its cause."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -97,7 +98,15 @@ def _count(records: Sequence[Record]) -> str:
     return (
         f"{len(records)} models of {len({record['family'] for record in records})} families: {explained} explained in "
         f"agreement with the oracle, {exported} of {len(tried)} that were exported in agreement in every format."
+        f"{_versions(records)}"
     )
+
+
+def _versions(records: Sequence[Record]) -> str:
+    """With which versions of torch they were measured, where that is known."""
+    found = Counter(str(record["torch"]) for record in records if record.get("torch"))
+    listed = ", ".join(f"torch {version} ({count})" for version, count in sorted(found.items()))
+    return f" Measured with {listed}." if listed else ""
 
 
 def _remarks(records: Sequence[Record]) -> str:

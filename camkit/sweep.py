@@ -135,7 +135,7 @@ def _check(make: "Callable[[], BuiltModel]", *, exports: bool) -> "tuple[Adapter
     loaded = LoadedModel("representative", built.module, built.preprocessing, weights="none")
     report = check_adapter(Explainer(loaded), images, exports=exports)
     parameters = sum(parameter.numel() for parameter in built.module.parameters())
-    return report, {"input": [height, width], "parameters": parameters}
+    return report, {"input": [height, width], "parameters": parameters, "torch": torch.__version__.partition("+")[0]}
 
 
 if __name__ == "__main__":

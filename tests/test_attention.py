@@ -377,7 +377,7 @@ def test_bad_options_are_refused(options, random_model):
         ("timm:vit", "rollout", {"heads": "max", "discard_ratio": 0.5}),
         pytest.param("torchvision:vit", "gradient-rollout", {}, marks=pytest.mark.slow),
         pytest.param("timm:vit-average-registers", "chefer", {}, marks=pytest.mark.slow),
-        ("timm:vit", "legrad", {}),
+        pytest.param("timm:vit", "legrad", {}, marks=pytest.mark.slow),
     ],
 )
 def test_eager_and_exported_agree(name, method, options, suffix, random_model, tmp_path):

@@ -187,6 +187,7 @@ def test_output_folder_that_cannot_be_written(place: str, folder: Path, monkeypa
     assert Path("file").read_text() == "in the way"
 
 
+@pytest.mark.slow  # what is said is tested with the models; here once more as a process
 def test_hub_that_cannot_be_reached(tmp_path: Path):
     """Nothing listens on port 9 of this machine, where the proxy variables lead every download."""
     nowhere = "http://127.0.0.1:9"

@@ -203,14 +203,27 @@ def test_nothing_is_computed_that_is_there(tmp_path):
 
 def test_an_interruption_keeps_what_is_done_and_says_how_to_go_on(tmp_path):
     arguments = ["evaluate", *SMALL, "--data", "digit_scenes", "--images", "4000", "--batch-size", "2", "-o", "out"]
-    running = subprocess.Popen(
-        [SCRIPT, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    written, deadline = tmp_path / "out" / "results.jsonl", time.monotonic() + 120
-    while not (written.exists() and written.stat().st_size > 500) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+
+    def listen() -> None:
+        """Tests that run in the background were told to ignore interruptions, and so would their children be."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        [SCRIPT, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen,
+    ) as running:
+        try:
+            written, deadline = tmp_path / "out" / "results.jsonl", time.monotonic() + 120
+            while not (written.exists() and written.stat().st_size > 500) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == INTERRUPTED
     assert "Traceback" not in err
     kept = lines(tmp_path / "out")

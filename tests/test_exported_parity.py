@@ -28,7 +28,7 @@ CASES = [
     ("torchvision:resnet18", "layer2.0", "xgradcam", "class", True, ""),
     ("torchvision:resnet18", "last", "integrated-gradcam", "class", True, ""),
     ("torchvision:vit", "last", "hirescam", "class", True, ""),
-    ("timm:vit", "last", "vit-reciprocam", "class", True, "onnx"),
+    ("timm:vit", "last", "vit-reciprocam", "class", True, ""),
     ("timm:vit-registers", "last", "layercam", "class", True, ""),
 ]
 FORMATS = ("onnx", "pt", "pt2")

@@ -22,8 +22,15 @@ from camkit.testing import relative_error
 CLASSES = [3, 7]
 SIZE = (48, 64)
 AGREE = 1e-5
-POSITIONS = [("torchvision:resnet18", "layer2"), ("torchvision:vgg11", "features.5"), ("timm:resnet", "layer3")]
-DEEP = [("torchvision:resnet18", "layer4"), ("torchvision:vgg11", "features.-2")]
+POSITIONS = [
+    ("torchvision:resnet18", "layer2"),
+    pytest.param("torchvision:vgg11", "features.5", marks=pytest.mark.slow),
+    ("timm:resnet", "layer3"),
+]
+DEEP = [
+    ("torchvision:resnet18", "layer4"),
+    pytest.param("torchvision:vgg11", "features.-2", marks=pytest.mark.slow),
+]
 
 
 def images():

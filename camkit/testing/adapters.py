@@ -158,8 +158,6 @@ class _Check:
             self.report.remarks.append(adapter.note)
         if not adapter.reader(module).classes and self.given is None:
             self.target = Target("embedding")
-        elif self.given is None:
-            self.target = Target("class", class_index=self._open_class())
         self.layer = adapter.layer(module, images=self.images)
         self.report.layer = self.layer.path
         calls = walk(module, self.images[:1]).layer(self.layer.path).calls
@@ -227,6 +225,8 @@ class _Check:
         return f"at {share:.0%} of the positions"
 
     def equals_the_oracle(self) -> str:
+        if self.given is None and self.target.function == "class":
+            self.target = Target("class", class_index=self._open_class())
         explanation: Explanation = self.explainer(self.images, target=self.target, relu=False)
         oracle = Oracle(self.explainer, self.images, target=self.target)
         reference = oracle(self.images, explanation.targets)
