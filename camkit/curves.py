@@ -1,6 +1,5 @@
 """Curves with their intervals, panel beside panel. It knows nothing of what the curves show."""
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from camkit.atomic import write_bytes
 from camkit.statistics import Interval
+from camkit.visualize import figure_png
 
 _PANEL_INCHES = (3.4, 2.7)
 _LONGEST_ROW = 4
@@ -79,9 +79,7 @@ def draw_curves(
         fontsize=9,
         frameon=False,
     )
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
-    return write_bytes(path, content.getvalue())
+    return write_bytes(path, figure_png(figure))
 
 
 def _draw(axis: Axes, curve: Sequence[Interval | None], shift: float, name: str, place: int) -> None:

@@ -1,6 +1,5 @@
 """Plots of a study: values with their intervals, and one class against another, image by image."""
 
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from camkit.journal import Line
 from camkit.study_table import Entry, pivot
+from camkit.visualize import figure_png
 
 _INK, _SOFT, _LINE = "#222222", "#666666", "#dddddd"
 _MARKERS = "osD^vP"
@@ -54,7 +54,7 @@ def intervals(entries: Sequence[Entry], metric: str, target: str, title: str) ->
     axes.tick_params(axis="y", length=0)
     if len(models) > 1:
         figure.legend(loc="outside lower left", ncols=min(len(models), 4), frameon=False, fontsize=9)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def scatter(lines: Sequence[Line], metric: str, across: str, up: str, title: str) -> bytes | None:
@@ -98,7 +98,7 @@ def scatter(lines: Sequence[Line], metric: str, across: str, up: str, title: str
     figure.supxlabel(f"{metric} of the {_CLASSES[across]} class", fontsize=9, color=_SOFT, parse_math=False)
     figure.supylabel(f"{metric} of the {_CLASSES[up]} class", fontsize=9, color=_SOFT, parse_math=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=_INK, parse_math=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 _CLASSES = {"true": "true", "top": "predicted", "last": "least likely"}
@@ -111,9 +111,3 @@ def _heading(method: str, missing: int) -> str:
 def _middle(cells: Sequence[Entry | None]) -> float:
     values = [one.value for one in cells if one is not None and one.n]
     return float(np.mean(values)) if values else -math.inf
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
-    return content.getvalue()

@@ -170,9 +170,14 @@ def comparison_grid(
     figure = _grid(cells, rows, columns, title)
     # the file formats of pictures, and Agg, end at 2^16 pixels a side
     resolution = min(_DOTS_PER_INCH, 65_000 / max(figure.get_size_inches()))
+    return write_bytes(path, figure_png(figure, resolution))
+
+
+def figure_png(figure: Figure, dots_per_inch: float = 130) -> bytes:
+    """A figure as a PNG file, in which the software that drew it is not named."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=resolution, metadata={"Software": None})
-    return write_bytes(path, content.getvalue())
+    figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
+    return content.getvalue()
 
 
 def png_bytes(image: Image) -> bytes:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import camkit
 from camkit import plugin, study_table
-from camkit.cli.evaluate import INTERRUPTED
+from camkit.cli.recording import INTERRUPTED
 from camkit.errors import CamkitError
 from camkit.evaluate import Sample
 from camkit.journal import Journal

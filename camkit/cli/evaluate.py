@@ -11,15 +11,13 @@ import typer
 
 from camkit.cli import printing
 from camkit.cli.options import ModelOptions, comma_separated, with_model
-from camkit.cli.recording import LONGEST_TABLE, showing
+from camkit.cli.recording import INTERRUPTED, LONGEST_TABLE, showing
 from camkit.errors import CamkitError
 
 if TYPE_CHECKING:
     from camkit.explain import Explainer
     from camkit.study import Study
     from camkit.study_report import Findings
-
-INTERRUPTED = 130
 
 
 @with_model(required=False, several=True)

@@ -16,6 +16,8 @@ Images = Annotated[
 ]
 
 LONGEST_TABLE = 60
+# what a shell gives for Ctrl-C
+INTERRUPTED = 130
 
 
 @contextmanager

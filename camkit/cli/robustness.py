@@ -9,13 +9,11 @@ import typer
 from camkit.cli import printing
 from camkit.cli.attack import parse_budget
 from camkit.cli.options import ModelOptions, comma_separated, parse_options, with_model
-from camkit.cli.recording import show, showing
+from camkit.cli.recording import INTERRUPTED, show, showing
 
 if TYPE_CHECKING:
     from camkit.explain import Explainer
     from camkit.samples import Sample
-
-INTERRUPTED = 130
 
 
 @with_model()

@@ -15,7 +15,7 @@ from torch import Tensor
 from camkit.attacks import Attack, AttackResult, as_attack, attack
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.explain import Explainer
-from camkit.testing.models import SmallConvNet, SmallTransformer, random_images
+from camkit.testing.examples import examples
 from camkit.testing.oracle import in_double
 from camkit.testing.promises import options_have_types, repeatable, without_global_draws
 from camkit.testing.state import state
@@ -52,10 +52,7 @@ def check_attack(
     """
     parsed = as_attack(name)
     options_have_types(parsed.signature)
-    if explainer is not None and (images is None or len(images) < 2):
-        raise CamkitError("The conformance kit needs at least two images [B, C, H, W] for the model that it is given.")
-    given = [(explainer, images)] if explainer is not None and images is not None else _small_models()
-    for own, pictures in given:
+    for own, pictures in examples(explainer, images):
         for threat in [norm] if norm else parsed.norms:
             for goal in parsed.goals:
                 target = torch.arange(len(pictures)) % 2 if goal == "targeted" else None
@@ -91,15 +88,6 @@ class Case:
                 target=self.target if target is None else target,
                 options=self.options,
             )
-
-
-def _small_models() -> list[tuple[Explainer, Tensor]]:
-    sigmoid = SmallTransformer()
-    adapter = SmallTransformer.adapter.model_copy(update={"probability": "sigmoid"})
-    return [
-        (Explainer(SmallConvNet(), adapter=SmallConvNet.adapter), random_images()),
-        (Explainer(sigmoid, adapter=adapter), random_images()),
-    ]
 
 
 @repeatable()

@@ -24,6 +24,7 @@ from camkit.quantities import Pass
 from camkit.registry import registry
 from camkit.targets import Target
 from camkit.testing.equality import assert_agrees
+from camkit.testing.examples import at_least_two
 from camkit.testing.models import SmallConvNet, SmallPooledNet, SmallTransformer, random_images
 from camkit.testing.oracle import Oracle, in_double
 from camkit.testing.promises import options_have_types, repeatable, without_global_draws
@@ -63,11 +64,7 @@ def check_method(
     parsed = as_method(method)
     options_have_types(parsed.signature)
     if explainer is not None:
-        if images is None or len(images) < 2:
-            raise CamkitError(
-                "The conformance kit needs at least two images [B, C, H, W] for the model that it is given."
-            )
-        _check(Case(method, parsed, explainer, images, layer, class_index, options or {}), exports)
+        _check(Case(method, parsed, explainer, at_least_two(images), layer, class_index, options or {}), exports)
         return
     refusals: list[str] = []
     accepted = 0

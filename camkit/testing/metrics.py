@@ -19,9 +19,9 @@ from camkit.explanation import Explanation
 from camkit.judging import Batch, Judged
 from camkit.methods import as_method
 from camkit.metrics import KNOWN, AnyMetric, Metric, as_metric
-from camkit.testing.models import SmallConvNet, SmallTransformer, random_images
+from camkit.testing.examples import examples
 from camkit.testing.oracle import in_double
-from camkit.testing.promises import options_have_types, without_global_draws
+from camkit.testing.promises import options_have_types, repeatable, without_global_draws
 from camkit.testing.state import state
 
 # Of values in double precision that differ in nothing but the order of sums, relative to 1 or to the value itself.
@@ -56,10 +56,7 @@ def check_metric(
     """
     metric = as_metric(name)
     options_have_types(metric.signature)
-    if explainer is not None and (images is None or len(images) < 2):
-        raise CamkitError("The conformance kit needs at least two images [B, C, H, W] for the model that it is given.")
-    given = [(explainer, images)] if explainer is not None and images is not None else _small_models()
-    for own, pictures in given:
+    for own, pictures in examples(explainer, images):
         _check(Case(metric, metric.signature.options(options), own, pictures, method), flat)
 
 
@@ -109,15 +106,7 @@ class Case:
         return set(self.metric.signature.asks)
 
 
-def _small_models() -> list[tuple[Explainer, Tensor]]:
-    sigmoid = SmallTransformer()
-    adapter = SmallTransformer.adapter.model_copy(update={"probability": "sigmoid"})
-    return [
-        (Explainer(SmallConvNet(), adapter=SmallConvNet.adapter), random_images()),
-        (Explainer(sigmoid, adapter=adapter), random_images()),
-    ]
-
-
+@repeatable()
 def _check(case: Case, flat: float | None) -> None:
     before, judged = state(case.explainer.module), case.judged(case.batch())
     copies = [tensor.clone() for tensor in _given_tensors(judged)]
