@@ -1,8 +1,11 @@
 """Data sets as they are asked for, and what those that lie in files have in common: a broken file stops nothing."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 from camkit.errors import CamkitError
@@ -17,10 +20,10 @@ UNKNOWN_CLASS = -1
 
 @dataclass
 class Samples(Generic[Entry]):
-    """Samples read one entry at a time; what cannot be read is left out and noted.
+    """Samples read one entry at a time, in any order; what cannot be read is left out and noted.
 
     Attributes:
-        entries: one for each picture.
+        entries: one for each picture, of different names.
         read: the samples of an entry. A `CamkitError` that it raises is the problem of that entry alone; what it
             passes to its second argument is noted as well.
         problems: one sentence each, of the last time that the samples were gone through, in order.
@@ -37,10 +40,104 @@ class Samples(Generic[Entry]):
     def __iter__(self) -> Iterator[Sample]:
         self.problems = list(self.remarks)
         for entry in self.entries:
+            yield from self.of(entry, self.problems.append)
+
+    def of(self, entry: Entry, note: Callable[[str], None]) -> Iterator[Sample]:
+        """The samples of one entry; `note` is told what is wrong with it."""
+        try:
+            yield from self.read(entry, note)
+        except CamkitError as error:
+            note(str(error))
+
+
+@dataclass
+class Reading:
+    """Pictures that were read.
+
+    Attributes:
+        samples: each with the place of its picture in the data set, and a name that tells its picture from the others.
+        problems: what could not be read, or not wholly, with its place.
+    """
+
+    samples: list[tuple[int, Sample]] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Pictures:
+    """A data set by its pictures, some of which can be read without the others.
+
+    A picture is an entry of `Samples`. Of any other iterable it is the samples in a row that have one name; those
+    before it must be gone through, and how many there are is known only at the end.
+
+    Args:
+        samples: gives the data set from its beginning.
+        limit: how many pictures are taken; None takes all.
+    """
+
+    def __init__(self, samples: Callable[[], Iterable[Sample]], limit: int | None = None) -> None:
+        self._samples, self._limit = samples, limit
+        self._next = 0
+        self._rest: Iterator[list[Sample]] = iter(())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> Reading:
+        """The pictures from `start` to before `stop`, or to the end."""
+        stop = stop if self._limit is None else min(stop, self._limit)
+        if not isinstance(self._all, Samples):
+            return Reading([(place, one) for place, some in self._gone_through(start, stop) for one in some])
+        found = Reading()
+        for place in range(start, min(stop, len(self._all))):
+            problems: list[str] = []
+            own = list(self._all.of(self._all.entries[place], problems.append))
+            found.samples += [(place, one) for one in _told_apart(place, own, Counter())]
+            found.problems += [(place, problem) for problem in problems]
+        return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is wrong with the data set, and with none of its pictures."""
+        return list(self._all.remarks) if isinstance(self._all, Samples) else []
+
+    @cached_property
+    def _all(self) -> Iterable[Sample]:
+        return self._samples()
+
+    @cached_property
+    def _length(self) -> int:
+        whole = len(self._all) if isinstance(self._all, Samples) else sum(1 for _ in _in_a_row(self._samples()))
+        return whole if self._limit is None else min(whole, self._limit)
+
+    def _gone_through(self, start: int, stop: int) -> Iterator[tuple[int, list[Sample]]]:
+        if start < self._next or self._next == 0:
+            self._next, self._rest = 0, _in_a_row(self._samples())
+        while self._next < stop:
             try:
-                yield from self.read(entry, self.problems.append)
-            except CamkitError as error:
-                self.problems.append(str(error))
+                own = next(self._rest)
+            except StopIteration:
+                return
+            self._next += 1
+            if self._next > start:
+                yield self._next - 1, own
+
+
+def _in_a_row(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    asked: Counter[tuple[str, int]] = Counter()
+    rows = groupby(enumerate(samples), key=lambda pair: pair[1].name or pair[0])
+    for place, (_, row) in enumerate(rows):
+        yield _told_apart(place, [one for _, one in row], asked)
+
+
+def _told_apart(place: int, samples: Iterable[Sample], asked: "Counter[tuple[str, int]]") -> list[Sample]:
+    """The samples of one picture with names under which no class is asked for twice; `asked` holds those before."""
+    found = []
+    for sample in samples:
+        name = sample.name or f"image-{place:06}"
+        asked[name, sample.class_index] += 1
+        again = asked[name, sample.class_index]
+        found.append(replace(sample, name=f"{name}#{again}" if again > 1 else name))
+    return found
 
 
 def present(sample: Sample) -> frozenset[int]:

@@ -53,6 +53,11 @@ def camkit_datasets() -> Functions:  # type: ignore[empty-body]
 
 
 @hookspec
+def camkit_engines() -> Functions:  # type: ignore[empty-body]
+    """Functions marked with `plugin.engine`: who does the tasks of a long piece of work."""
+
+
+@hookspec
 def camkit_model_sources() -> Iterable[type]:  # type: ignore[empty-body]
     """Classes marked with `plugin.model_source`: what stands before the colon of a model SPEC."""
 

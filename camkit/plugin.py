@@ -166,6 +166,11 @@ def dataset(name: str) -> Callable[[Marked], Marked]:
     return _marker("dataset", name)
 
 
+def engine(name: str) -> Callable[[Marked], Marked]:
+    """Marks an engine: a function that hands tasks to the work and yields what comes of them (`camkit.engines`)."""
+    return _marker("engine", name)
+
+
 def model_source(name: str) -> Callable[[Marked], Marked]:
     """Marks a model source, the part before the colon of a model SPEC: a `camkit.models.ModelSource` class."""
     return _marker("model_source", name)

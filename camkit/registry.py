@@ -34,6 +34,7 @@ _PARSERS = {
     "attack": "camkit.attacks:Attack",
     "metric": "camkit.metrics:Metric",
     "dataset": "camkit.evaluate:DataSet",
+    "engine": "camkit.engines:Engine",
     "model_source": None,
     "decomposition": None,
     "exporter": "camkit.exports:Exporter",

@@ -1,42 +1,33 @@
 """A study: methods on models over a data set, judged by several metrics, of true, likeliest and least likely classes.
 
-Each image, model and method is one JSON line, written as soon as it is known; what is there is not done again.
+`camkit.study_run` does it.
 """
 
 import json
 import tomllib
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import entry_points
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from camkit import datasets
 from camkit.atomic import write_bytes
-from camkit.errors import CamkitError, CamkitWarning, unknown
-from camkit.evaluate import Box, Evaluation, Row, Sample
+from camkit.datasets import Pictures
+from camkit.errors import CamkitError, unknown
+from camkit.evaluate import Box, Evaluation, Sample
 from camkit.explain import Explainer
-from camkit.journal import Journal, Line
-from camkit.metrics import as_metric
-from camkit.pictures import as_images
+from camkit.journal import Journal
 from camkit.registry import registry
-from camkit.targets import probabilities
 
 Target = Literal["true", "top", "last"]
-Key = tuple[str, str, str, int]
 
 PRESETS = "camkit.presets"
 # what may grow from one run to the next; everything else gives other values
 _MAY_DIFFER = {"models", "methods", "fewer"}
-# how many samples are looked at for boxes before anything is computed
-_LOOK_AHEAD = 32
 
 
 class Study(BaseModel):
@@ -52,7 +43,7 @@ class Study(BaseModel):
             ``last``, the least likely.
         layer, options, metric_options, seed: as for an `Evaluation`.
         fewer: methods that are shown the first pictures only, and how many.
-        batch_size: samples in one pass.
+        batch_size: pictures in one pass.
         loading: what else the models were loaded with; kept, not read.
     """
 
@@ -101,7 +92,7 @@ class Studied:
         explainer: the model.
         methods: those that it does not refuse.
         refused: why it refuses the others, one sentence each.
-        samples: gives the data set as this model takes it, from its beginning.
+        pictures: the data set as this model takes it.
         problems: what of the data set could not be read.
     """
 
@@ -109,7 +100,7 @@ class Studied:
     explainer: Explainer = field(repr=False)
     methods: list[str]
     refused: dict[str, str]
-    samples: Callable[[], Iterable[Sample]] = field(repr=False)
+    pictures: Pictures = field(repr=False)
     problems: list[str]
 
 
@@ -170,48 +161,17 @@ def begin(study: Study, folder: Path) -> Journal:
     return journal
 
 
-def run(
-    study: Study, load: Callable[[str], Explainer], journal: Journal, advance: Callable[[], None] = lambda: None
-) -> Iterator[Studied]:
-    """Does what the journal lacks, one model after the other, and gives each when its lines are complete.
-
-    `load` builds an Explainer for a SPEC; `advance` is called after each picture.
-
-    Raises:
-        CamkitError: a name is not known, a metric needs what the data set lacks, no method fits a model, or a line
-            cannot be written.
-    """
-    for name in study.methods:
-        registry().get("method", name)
-    for name in study.metrics:
-        as_metric(name)
-    done = {_key(line) for line in journal.lines}
-    for spec in study.models:
-        studied = _prepared(study, spec, load(spec))
-        pass_over = _Pass(study, studied, journal, done)
-        samples, counted = studied.samples(), ""
-        for batch in _batches(_numbered(samples, study.images), study.batch_size):
-            pass_over(batch)
-            for _, sample in batch:
-                if sample.name != counted:
-                    advance()
-                counted = sample.name
-        if not pass_over.seen:
-            raise CamkitError(f"The data set '{study.data}' has no samples, so there is nothing to measure.")
-        studied.problems = list(getattr(samples, "problems", []))
-        yield studied
-
-
 def pictures(study: Study) -> int:
     """How many pictures a model is shown, as far as that is known beforehand: what a progress bar needs."""
-    data, options = _data(study, None)
+    samples = data_of(study)
     if study.images is not None:
         return study.images
     try:
-        return len(data.samples(options))
-    # class names, that only a model has, may be needed; and data sets need not know their length
-    except (CamkitError, TypeError):
+        found = samples()
+    # class names may be needed, that only a model has
+    except CamkitError:
         return 0
+    return len(found) if isinstance(found, datasets.Samples) else 0
 
 
 def evaluation(study: Study, explainer: Explainer, methods: Sequence[str]) -> Evaluation:
@@ -238,149 +198,8 @@ def asked_for(sample: Sample, class_index: int) -> Sample:
     return replace(sample, class_index=class_index, boxes=boxes_of(sample, class_index))
 
 
-def named(samples: Iterable[Sample], images: int | None) -> Iterator[Sample]:
-    """The samples of the first so many pictures, each with a name as in the lines."""
-    return (sample for _, sample in _numbered(samples, images))
-
-
-def _data(study: Study, explainer: Explainer | None) -> tuple[Any, dict[str, Any]]:
+def data_of(study: Study, explainer: Explainer | None = None) -> Callable[[], Iterable[Sample]]:
+    """What gives the study's data set from its beginning, for a model's classes where they are known."""
     offered = {"count": study.images, "seed": study.seed, "class_names": explainer.class_names if explainer else None}
-    return datasets.find(study.data, study.data_options, offered)
-
-
-def _prepared(study: Study, spec: str, explainer: Explainer) -> Studied:
-    data, options = _data(study, explainer)
-    samples = partial(data.samples, options)
-    first = list(islice(named(samples(), study.images), _LOOK_AHEAD))
-    methods, refused = [], {}
-    if first:
-        evaluation(study, explainer, study.methods).check(first)
-        images = as_images(explainer, [first[0].picture])
-        for name in study.methods:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", CamkitWarning)
-                    own = {key: value for key, value in study.options.items() if key.rpartition(".")[0] == name}
-                    explainer(images, name, 0, study.layer, own)
-                methods.append(name)
-            except CamkitError as error:
-                refused[name] = str(error)
-        if not methods:
-            raise CamkitError(f"'{spec}' can be explained by none of the methods: {next(iter(refused.values()))}")
-    return Studied(spec, explainer, methods, refused, samples, [])
-
-
-@dataclass
-class _Pass:
-    """One model's way through the data set, a batch at a time."""
-
-    study: Study
-    studied: Studied
-    journal: Journal
-    done: set[Key]
-    seen: int = 0
-
-    def __call__(self, batch: Sequence[tuple[int, Sample]]) -> None:
-        """Adds the lines that these samples, each with the number of its picture, still lack."""
-        self.seen += len(batch)
-        for limit in sorted({self._limit(name) for name in self.studied.methods}):
-            samples = [sample for number, sample in batch if limit == 0 or number < limit]
-            methods = [name for name in self.studied.methods if self._limit(name) == limit]
-            # what lacks one sample of a batch is shown all of it, so that a resumed study meets the same batches
-            lacking = [name for name in methods if not self._has(name, samples)]
-            if samples and lacking:
-                lines = [line for line in self._lines(samples, lacking) if _key(line) not in self.done]
-                self.journal.add(lines)
-                self.done |= {_key(line) for line in lines}
-
-    def _has(self, method: str, samples: Sequence[Sample]) -> bool:
-        return all((self.studied.spec, method, one.name, one.class_index) in self.done for one in samples)
-
-    def _limit(self, method: str) -> int:
-        """How many pictures a method is shown; 0 means all."""
-        return self.study.fewer.get(method, 0)
-
-    def _lines(self, samples: Sequence[Sample], methods: Sequence[str]) -> Iterator[Line]:
-        explainer, study = self.studied.explainer, self.study
-        torch.manual_seed(study.seed)
-        with torch.no_grad():
-            logits = explainer.logits(as_images(explainer, [sample.picture for sample in samples])).float()
-        chances = probabilities(logits, explainer.probability).cpu()
-        likeliest, least = logits.argmax(dim=1).tolist(), logits.argmin(dim=1).tolist()
-        classes: dict[Target, list[int]] = {
-            "true": [
-                sample.class_index if sample.class_index >= 0 else top
-                for sample, top in zip(samples, likeliest, strict=True)
-            ],
-            "top": likeliest,
-            "last": least,
-        }
-        # a class that is true and predicted is explained once
-        questions = dict.fromkeys(
-            (place, classes[target][place]) for place in range(len(samples)) for target in study.targets
-        )
-        found = self._measured(samples, list(questions), methods)
-        for place, sample in enumerate(samples):
-            known = datasets.present(sample)
-            facts = {
-                "image": sample.name,
-                "label": sample.class_index,
-                "predicted": likeliest[place],
-                "confidence": round(float(chances[place, likeliest[place]]), 6),
-                "right": likeliest[place] in known if known else None,
-            }
-            for method in methods:
-                told = {
-                    target: {
-                        "class": classes[target][place],
-                        "probability": round(float(chances[place, classes[target][place]]), 6),
-                        "values": found[place, classes[target][place]]["values"][method],
-                    }
-                    for target in study.targets
-                }
-                yield {"model": self.studied.spec, "method": method, **facts, "targets": told}
-
-    def _measured(
-        self, samples: Sequence[Sample], questions: Sequence[tuple[int, int]], methods: Sequence[str]
-    ) -> dict[tuple[int, int], Row]:
-        # a metric that compares methods has values for each of them alone, but must be asked with several
-        least = max(as_metric(name).least_methods for name in self.study.metrics)
-        company = [name for name in self.studied.methods if name not in methods][: max(0, least - len(methods))]
-        measure = evaluation(self.study, self.studied.explainer, [*methods, *company])
-        found: dict[tuple[int, int], Row] = {}
-        size = self.study.batch_size
-        with warnings.catch_warnings():
-            # a blank map has no value, which the counts tell
-            warnings.simplefilter("ignore", CamkitWarning)
-            for start in range(0, len(questions), size):
-                part = questions[start : start + size]
-                rows = measure([asked_for(samples[place], index) for place, index in part])
-                found.update(zip(part, rows, strict=True))
-        return found
-
-
-def _key(line: Mapping[str, Any]) -> Key:
-    try:
-        return line["model"], line["method"], line["image"], line["label"]
-    except KeyError as error:
-        raise CamkitError(f"A line of results.jsonl lacks {error}; it is not of this version.") from None
-
-
-def _numbered(samples: Iterable[Sample], images: int | None) -> Iterator[tuple[int, Sample]]:
-    """The samples with the number of their picture, and a name that tells each class of each picture apart."""
-    numbers: dict[str, int] = {}
-    asked: Counter[tuple[str, int]] = Counter()
-    for place, sample in enumerate(samples):
-        name = sample.name or f"image-{place:06}"
-        asked[name, sample.class_index] += 1
-        again = asked[name, sample.class_index]
-        name = f"{name}#{again}" if again > 1 else name
-        number = numbers.setdefault(name, len(numbers))
-        if images is not None and number >= images:
-            return
-        yield number, replace(sample, name=name)
-
-
-def _batches(samples: Iterator[tuple[int, Sample]], size: int) -> Iterator[list[tuple[int, Sample]]]:
-    while batch := list(islice(samples, size)):
-        yield batch
+    data, options = datasets.find(study.data, study.data_options, offered)
+    return partial(data.samples, options)

@@ -14,7 +14,7 @@ from camkit.journal import Line
 from camkit.metrics import as_metric
 from camkit.pictures import as_images, as_region
 from camkit.report import Picture
-from camkit.study import Studied, Study, boxes_of, named
+from camkit.study import Studied, Study, boxes_of
 from camkit.targets import class_label
 
 Grid = tuple[list[list[visualize.Image]], list[str], list[str]]
@@ -118,8 +118,8 @@ class Gallery:
                 asked |= {(line["image"], index): None for index in self._classes(line, both=line["right"] is False)}
             wanted[method] = asked
         images = {image for asked in wanted.values() for image, _ in asked}
-        for sample in named(self.studied.samples(), self.study.images):
-            if sample.name in images:
+        for place in sorted({line["place"] for line in self.lines if line["image"] in images}):
+            for _, sample in self.studied.pictures.read(place, place + 1).samples:
                 self.samples.setdefault(sample.name, sample)
         for method, asked in wanted.items():
             self._explain(method, list(asked))

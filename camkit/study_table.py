@@ -42,9 +42,11 @@ class Entry:
 
 
 def lines_of(study: Study, studied: Studied, lines: Iterable[Line]) -> list[Line]:
-    """The lines of one model that belong to the study, which may have been larger."""
-    methods = set(studied.methods)
-    return [line for line in lines if line["model"] == studied.spec and line["method"] in methods]
+    """The lines of one model that belong to the study, which may have been larger, in the order of its pictures."""
+    methods = {name: place for place, name in enumerate(studied.methods)}
+    own = [line for line in lines if line["model"] == studied.spec and line["method"] in methods]
+    # workers may have been done in any order
+    return sorted(own, key=lambda line: (line["place"], methods[line["method"]]))
 
 
 def table(study: Study, studied: Studied, lines: Sequence[Line]) -> list[Entry]:

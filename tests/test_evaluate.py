@@ -18,12 +18,14 @@ from torch import Tensor
 import camkit
 from camkit import plugin, study_table
 from camkit.cli.recording import INTERRUPTED
+from camkit.datasets import Pictures
 from camkit.errors import CamkitError
 from camkit.evaluate import Sample
 from camkit.journal import Journal
 from camkit.registry import registry
 from camkit.statistics import bootstrap
-from camkit.study import Study, begin, read_preset, run
+from camkit.study import Study, begin, read_preset
+from camkit.study_run import run
 from camkit_adapters.demo.scenes import generate
 from commandline import SCRIPT, succeed
 from commandline import run as command
@@ -300,6 +302,41 @@ def test_folders_of_classes_give_right_and_wrong_predictions(tmp_path):
     assert (tmp_path / "out" / "grid-demo_vgg-predicted-and-true.png").exists()
 
 
+def test_what_cannot_be_read_is_not_tried_again_and_a_resumed_study_knows_it(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number, scene in enumerate(generate(3, "test", 3)):
+        Image.fromarray(scene.image).save(tmp_path / "pictures" / f"{number}.png")
+    (tmp_path / "pictures" / "1.png").write_bytes(b"no picture")
+    planned = settings(metrics=["average_drop"], data=f"folder:{tmp_path / 'pictures'}", batch_size=2)
+    for expected in (0, 2):
+        journal = begin(planned, tmp_path)
+        assert len(journal.lines) == expected
+        (studied,) = run(planned, load, journal)
+        assert [("1.png" in problem) for problem in studied.problems] == [True]
+        assert [(line["place"], line["image"]) for line in lines(tmp_path)] == [(0, "0.png"), (2, "2.png")]
+    # it has been mended
+    Image.fromarray(generate(4, "test", 3)[3].image).save(tmp_path / "pictures" / "1.png")
+    (tmp_path / "problems.jsonl").unlink()
+    (studied,) = run(planned, load, begin(planned, tmp_path))
+    assert studied.problems == []
+    assert sorted(line["image"] for line in lines(tmp_path)) == ["0.png", "1.png", "2.png"]
+
+
+def test_pictures_of_any_iterable_are_samples_in_a_row_with_one_name():
+    blank = Image.new("RGB", (4, 4))
+    given = [Sample(blank, label, name=name) for name, label in (("a", 1), ("a", 2), ("b", 1), ("", 1), ("a", 1))]
+    pictures = Pictures(lambda: iter(given))
+    assert len(pictures) == 4
+    expected = {0: ["a", "a"], 1: ["b"], 2: ["image-000002"], 3: ["a#2"]}
+    for start, stop in ((0, 4), (2, 4), (0, 2), (3, 9), (1, 1)):
+        read = pictures.read(start, stop)
+        assert [(place, one.name) for place, one in read.samples] == [
+            (place, name) for place in range(start, min(stop, 4)) for name in expected[place]
+        ]
+    assert len(Pictures(lambda: iter(given), 3)) == 3
+    assert [place for place, _ in Pictures(lambda: iter(given), 3).read(1, 9).samples] == [1, 2]
+
+
 # --- metrics of third parties
 
 
@@ -406,15 +443,7 @@ def test_without_pyarrow_parquet_is_one_sentence(tmp_path, monkeypatch):
         study_table.write_parquet(tmp_path / "table.parquet", [])
 
 
-def test_samples_without_names_are_told_apart(tmp_path, monkeypatch):
+def test_samples_without_names_are_told_apart():
     pictures = [Image.fromarray(scene.image) for scene in generate(3, "test", 0)]
-    monkeypatch.setattr(
-        "camkit.study._data",
-        lambda study, explainer: (
-            type("Data", (), {"samples": lambda self, options: [Sample(one, 3) for one in pictures]})(),
-            {},
-        ),
-    )
-    planned = settings(metrics=["average_drop"])
-    list(run(planned, load, begin(planned, tmp_path)))
-    assert [line["image"] for line in lines(tmp_path)] == ["image-000000", "image-000001", "image-000002"]
+    read = Pictures(lambda: (Sample(one, 3) for one in pictures)).read(0, 5)
+    assert [(place, one.name) for place, one in read.samples] == [(n, f"image-{n:06}") for n in range(3)]

@@ -2,16 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from camkit.cli import printing
-from camkit.cli.options import ModelOptions, comma_separated, with_model
-from camkit.cli.recording import INTERRUPTED, LONGEST_TABLE, showing
+from camkit.cli.options import ModelOptions, comma_separated, pairs, with_model
+from camkit.cli.recording import INTERRUPTED, LONGEST_TABLE, EngineName, EngineOptions, showing
 from camkit.errors import CamkitError
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def evaluate(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for lines, table, plots and report.html.")
     ] = Path("camkit-evaluation"),
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data, metrics and intervals.  [0]")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Samples in one pass.  [32]")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one pass.  [32]")] = None,
+    engine: EngineName = "local",
+    engine_option: EngineOptions = None,
 ) -> None:
     """Measure methods on models over a data set.
 
@@ -63,8 +64,10 @@ def evaluate(
     the best and worst maps, of right and wrong predictions, and a page that has them all.
     """
     from camkit import study
+    from camkit.engines import find_engine
     from camkit.output import directory
     from camkit.study_report import Findings
+    from camkit.study_run import run
 
     given: dict[str, Any] = {
         "models": comma_separated(options.model),
@@ -77,27 +80,27 @@ def evaluate(
         "layer": layer,
         "seed": seed,
         "batch_size": batch_size,
-        "fewer": _pairs("--fewer", fewer or []),
-        "data_options": _pairs("--data-option", data_option or []),
+        "fewer": pairs("--fewer", fewer),
+        "data_options": pairs("--data-option", data_option),
     }
     settings = {**(study.read_preset(preset) if preset else {}), **{key: one for key, one in given.items() if one}}
     settings["methods"] = study.expand(settings.get("methods", ()), settings.pop("without", ())) or None
-    settings |= _owned(settings, _pairs("--option", option or []))
+    settings |= _owned(settings, pairs("--option", option))
     loading = {key: str(one) for key, one in asdict(options).items() if one is not None and key != "model"}
     planned = study.Study.of({**{key: one for key, one in settings.items() if one is not None}, "loading": loading})
+    chosen = pairs("--engine-option", engine_option)
+    find_engine(engine, chosen)
     folder = directory(output)
     journal = study.begin(planned, folder)
     if journal.lines:
         printing.line(f"Going on: {len(journal.lines)} lines are in {journal.path}")
     command = shlex.join(["camkit", *sys.argv[1:]])
 
-    def load(spec: str) -> "Explainer":
-        return replace(options, model=spec).explainer()[0]
-
     findings = Findings(planned, folder)
     try:
         with showing("Evaluating", len(planned.models) * study.pictures(planned)) as advance:
-            for studied in study.run(planned, load, journal, advance):
+            found = run(planned, Load(options), journal, advance, engine=engine, engine_options=chosen)
+            for studied in found:
                 findings.add(studied, journal.lines)
         page = findings.write(command)
     except KeyboardInterrupt:
@@ -109,17 +112,15 @@ def evaluate(
     printing.line(f"Open the report in a browser: {page}")
 
 
-def _pairs(what: str, given: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` texts as a mapping."""
-    from camkit.injection import parse_value
+@dataclass(frozen=True)
+class Load:
+    """Builds an Explainer for a SPEC as the command line says; it can be sent to another process."""
 
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise CamkitError(f"{what} was '{text}'; name=value is expected.")
-        found[name] = parse_value(value)
-    return found
+    options: ModelOptions
+
+    def __call__(self, spec: str) -> "Explainer":
+        """Loads the model."""
+        return replace(self.options, model=spec).explainer()[0]
 
 
 def _owned(settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +162,8 @@ def _print(study: "Study", findings: "Findings") -> None:
     for note in findings.notes:
         printing.line(note, label="Note", style="bold yellow", stderr=True)
     if findings.problems:
-        printing.line(f"{len(findings.problems)} files could not be read, or not wholly:", stderr=True)
+        count = len(findings.problems)
+        kept = "listed in problems.jsonl, without which they are tried again"
+        printing.line(f"{count} files could not be read, or not wholly ({kept}):", stderr=True)
         for problem in findings.problems:
             printing.line(f"  {problem}", stderr=True)

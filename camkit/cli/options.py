@@ -129,6 +129,19 @@ def comma_separated(text: str | None) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
 
 
+def pairs(what: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """``name=value`` texts as a mapping; `what` is the option that they were given by."""
+    from camkit.injection import parse_value
+
+    found = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise CamkitError(f"{what} was '{text}'; name=value is expected.")
+        found[name] = parse_value(value)
+    return found
+
+
 def parse_options(given: Sequence[str], methods: Sequence[str], others: Sequence[str] = ()) -> dict[str, Any]:
     """``method.option=value`` texts as a mapping for an Explainer; `others` may have options too."""
     from camkit.injection import parse_value

@@ -10,6 +10,11 @@ from torch.fx.node import map_arg
 # A constant of more elements is not computed ahead: a weight that is used as it is and transposed would be kept twice.
 _LARGEST = 2**16
 
+aten = torch.ops.aten
+
+# Of a batch of matrices they change the number alone, where the last two sizes stay.
+_SAME_MATRICES = (aten.view.default, aten._unsafe_view.default, aten.clone.default)
+
 
 def out_of_place(graph: GraphModule) -> bool:
     """Replaces every operator that writes into its input by the one that does not; says whether that was possible.
@@ -94,6 +99,49 @@ def fold_constants(graph: GraphModule) -> None:
         graph.register_buffer(name, value)
         with graph.graph.inserting_before(node):
             node.replace_all_uses_with(graph.graph.get_attr(name))
+
+
+def share_matrices(graph: GraphModule) -> None:
+    """Multiplies a batch by one matrix instead of by as many copies of it as the batch has items.
+
+    PyTorch takes them for one where they share memory (`torch.matmul` of a batch with other strides than its own), and
+    engines write them out: of a ViT's projection one for each token.
+    """
+    for node in list(graph.graph.nodes):
+        matrix = _one_matrix(node.args[1]) if node.target is aten.bmm.default else None
+        if matrix is None:
+            continue
+        source, turned = matrix
+        batch = node.args[0]
+        inner, outer = _sides(node.args[1])
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_function
+            right = call(aten.permute.default, (source, [1, 0])) if turned else source
+            flat = call(aten.reshape.default, (batch, [-1, inner]))
+            product = call(aten.mm.default, (flat, right))
+            sizes = [call(aten.sym_size.int, (batch, axis)) for axis in (0, 1)]
+            result = call(aten.reshape.default, (product, [*sizes, outer]))
+        node.replace_all_uses_with(result)
+
+
+def _one_matrix(node: Any) -> tuple[Node, bool] | None:
+    """The matrix of which a batch of matrices is nothing but copies, and whether they are turned."""
+    turned = False
+    while isinstance(node, Node) and node.op == "call_function":
+        source = node.args[0]
+        if node.target is aten.expand.default and isinstance(source, Node) and source.meta["val"].ndim == 2:
+            return source, turned
+        if node.target is aten.permute.default and node.args[1] == [0, 2, 1]:
+            turned = not turned
+        elif node.target not in _SAME_MATRICES or _sides(source) != _sides(node):
+            return None
+        node = source
+    return None
+
+
+def _sides(node: Any) -> tuple[int, int]:
+    rows, columns = node.meta["val"].shape[-2:]
+    return rows, columns
 
 
 def halve(graph: GraphModule) -> None:

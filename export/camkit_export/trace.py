@@ -24,7 +24,7 @@ from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportRequest, heatmaps_of
 from camkit.registry import registry
 from camkit_export.session import INPUTS, output_names
-from camkit_export.simplify import fold_constants, halve, out_of_place
+from camkit_export.simplify import fold_constants, halve, out_of_place, share_matrices
 
 # A batch size that a graph holds as a number differs between the two; neither is a size that PyTorch specialises.
 _BATCHES = (3, 5)
@@ -281,6 +281,7 @@ def _clean(graph: GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target in _ALIASES:
             node.replace_all_uses_with(node.args[0])
+    share_matrices(graph)
     fold_constants(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from camkit.errors import CamkitError
 from camkit_export.decompositions import GlobalPoolAsMean
-from camkit_export.simplify import fold_constants
+from camkit_export.simplify import fold_constants, share_matrices
 from camkit_export.trace import installed_rules, trace
 from standin import Small, images, make_request
 
@@ -155,3 +155,31 @@ def test_tables_that_are_built_of_nothing_are_constants():
     assert names == ["aten.add.Tensor"]
     values = torch.randn(2, 4, 4)
     assert torch.equal(graph(values), masked(values))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_copies_of_one_matrix_become_one_product(turned):
+    weight = torch.randn(5, 4)
+
+    def product(batch):
+        copies = (weight if turned else weight.T).expand(len(batch), *(weight if turned else weight.T).shape)
+        return torch.bmm(batch, copies.transpose(1, 2) if turned else copies)
+
+    # as the tokens of an encoder that takes them first: PyTorch does not make one matrix of it
+    batch = torch.randn(3, 2, 4).transpose(0, 1)
+    graph = make_fx(product, tracing_mode="symbolic", _allow_non_fake_inputs=True)(batch)
+    assert any(node.target is torch.ops.aten.bmm.default for node in graph.graph.nodes)
+    share_matrices(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    left = {node.target for node in graph.graph.nodes}
+    assert not left & {torch.ops.aten.bmm.default, torch.ops.aten.expand.default}
+    for size in (2, 7):
+        other = torch.randn(3, size, 4).transpose(0, 1)
+        torch.testing.assert_close(graph(other), product(other))
+
+
+def test_products_of_many_matrices_stay_as_they_are():
+    graph = make_fx(torch.bmm, tracing_mode="symbolic")(torch.randn(2, 3, 4), torch.randn(2, 4, 5))
+    share_matrices(graph)
+    assert any(node.target is torch.ops.aten.bmm.default for node in graph.graph.nodes)
