@@ -1,5 +1,7 @@
 """What the model says of changed images, as a metric asks for it."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,10 +22,20 @@ class ModelAnswers:
         given: the images [B, C, H, W] by their space, ``images`` and ``pixels``.
         logits: the model's output for them, [B, classes].
         class_index: the class that is asked about, [B].
+        company: the answers about the other methods' explanations of the batch. What is asked of one is asked of all,
+            so their heatmaps go through the model together.
     """
 
-    def __init__(self, explainer: Explainer, given: Available, logits: Tensor, class_index: Tensor) -> None:
+    def __init__(
+        self,
+        explainer: Explainer,
+        given: Available,
+        logits: Tensor,
+        class_index: Tensor,
+        company: "Callable[[], Sequence[ModelAnswers]] | None" = None,
+    ) -> None:
         self.explainer, self.given, self.class_index, self.logits = explainer, given, class_index, single(logits)
+        self._company = company or (lambda: [self])
         self._masked: dict[Space, tuple[Tensor, Tensor]] = {}
 
     def before(self, score: Score = "probability") -> Tensor:
@@ -32,11 +44,27 @@ class ModelAnswers:
 
     def masked(self, masks: Tensor, *, score: Score = "probability", space: Space = "images") -> Tensor:
         """See `camkit.metrics.Answers`."""
+        known = self._asked(masks, space)
+        if known is None:
+            together = self._company() if masks is self.given["heatmaps"] else [self]
+            every = [one.given["heatmaps"] for one in together] if len(together) > 1 else [masks]
+            images = self.given[space]
+            found = in_chunks(
+                lambda number: images * every[number].unsqueeze(1),
+                len(every),
+                lambda some: self._logits(some, space),
+                memory=self.explainer.memory,
+                description="Asking the model",
+            )
+            for one, own, logits in zip(together, every, found.unbind(1), strict=True):
+                one._masked[space] = (own, logits)
+            known = self._masked[space][1]
+        return self._read(known, score)
+
+    def _asked(self, masks: Tensor, space: Space) -> Tensor | None:
+        """The logits [B, classes] for these masks, where they were asked for last."""
         known, logits = self._masked.get(space, (None, None))
-        if known is not masks or logits is None:
-            logits = self._logits(self.given[space] * masks.unsqueeze(1), space)
-            self._masked[space] = (masks, logits)
-        return self._read(logits, score)
+        return logits if known is masks else None
 
     def map(self, make: Make, n: int, *, score: Score = "probability", space: Space = "images") -> Tensor:
         """See `camkit.metrics.Answers`."""

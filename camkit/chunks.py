@@ -18,6 +18,8 @@ ALIVE = 4
 def in_chunks(make: Make, n: int, evaluate: Callable[[Tensor], Tensor], *, memory: int, description: str) -> Tensor:
     """Scores [B, n] of n tensors ``make(i)`` [B, ...], of which `evaluate` takes several one after the other.
 
+    Where `evaluate` gives several values for each, they are [B, n, ...].
+
     The first one is evaluated alone, and how large its intermediate results are tells how many fit `memory` bytes.
     """
     footprint = _Footprint()
@@ -37,7 +39,8 @@ def in_chunks(make: Make, n: int, evaluate: Callable[[Tensor], Tensor], *, memor
                 buffer[place * batch : (place + 1) * batch] = make(start + place)
             scores.append(evaluate(buffer[: count * batch]))
             advance(count)
-    return torch.cat(scores).reshape(n, batch).T
+    every = torch.cat(scores)
+    return every.reshape(n, batch, *every.shape[1:]).transpose(0, 1)
 
 
 class _Footprint(TorchDispatchMode):

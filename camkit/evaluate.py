@@ -182,8 +182,13 @@ class Evaluation:
         if found[0].logits.shape[1] == 0:
             raise CamkitError("The model gives no class scores, and metrics ask about a class.")
         rows = [_row(sample, found[0], place) for place, sample in enumerate(samples)]
-        for name, method, explanation in zip(self.methods, self._methods, found, strict=True):
-            available = Judged(batch, explanation, as_method(method).function, self.layer)
+        company = [
+            Judged(batch, explanation, as_method(method).function, self.layer)
+            for method, explanation in zip(self._methods, found, strict=True)
+        ]
+        for available in company:
+            available.company = company
+        for name, available in zip(self.methods, company, strict=True):
             for metric, chosen in self._metric_options.items():
                 values = self.metrics[metric].values(available, chosen, len(samples))
                 for row, value in zip(rows, values.tolist(), strict=True):

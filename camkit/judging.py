@@ -13,7 +13,7 @@ from camkit.answers import ModelAnswers
 from camkit.attacks import to_pixels
 from camkit.explain import Explainer
 from camkit.explanation import Explanation
-from camkit.metrics import Answers, Explain, is_flat
+from camkit.metrics import Explain, is_flat
 from camkit.precision import single
 
 
@@ -69,12 +69,14 @@ class Judged:
         explanation: with ReLU.
         method: the method's function.
         layer: the target layer, as for an Explainer.
+        company: all explanations of the batch that are judged, this one too.
     """
 
     batch: Batch
     explanation: Explanation
     method: Callable[..., Any]
     layer: str | None = None
+    company: "Sequence[Judged]" = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self if hasattr(type(self), name) else self.batch, name)
@@ -113,9 +115,13 @@ class Judged:
         return self.explanation.targets
 
     @cached_property
-    def answers(self) -> Answers:
+    def answers(self) -> ModelAnswers:
         """What the model says of changed images."""
-        return ModelAnswers(self.batch.explainer, self, self.logits, self.class_index)
+
+        def company() -> list[ModelAnswers]:
+            return [one.answers for one in self.company or [self]]
+
+        return ModelAnswers(self.batch.explainer, self, self.logits, self.class_index, company)
 
     @cached_property
     def explain(self) -> Explain:

@@ -962,3 +962,19 @@ def test_the_command_line_shows_a_metric():
     shown = succeed("plugins", "average_drop")
     assert "better: lower" in shown
     assert "option: average_drop.space" in shown
+
+
+def test_the_masked_images_of_all_methods_go_through_the_model_together():
+    explainer = camkit.Explainer(camkit.load_model("demo:resnet"))
+    shown: list[int] = []
+    explainer.module.register_forward_pre_hook(lambda module, given: shown.append(len(given[0])))
+    methods = ["gradcam", "layercam", "random"]
+    metrics = ["average_drop", "increase_in_confidence", "average_gain", "win_rate"]
+    together = camkit.measure(explainer, metrics, method=methods, target="top", data_options={"count": 2})
+    # four samples: explained once, and masked by each of three maps, of which the first tells how many fit
+    assert shown == [4, 4, 8]
+    alone = [
+        camkit.measure(explainer, metrics[:3], method=one, target="top", data_options={"count": 2}) for one in methods
+    ]
+    for place, one in enumerate(together[: 3 * len(methods)]):
+        torch.testing.assert_close(one.values, alone[place % 3][place // 3].values, equal_nan=True)
