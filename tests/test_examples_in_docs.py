@@ -16,6 +16,7 @@ from camkit import plugin
 from camkit.adapter_files import load_adapters
 from camkit.attacks import Attack
 from camkit.cli import app
+from camkit.engines import Engine
 from camkit.evaluate import DataSet
 from camkit.methods import Method
 from camkit.metrics import Metric
@@ -26,7 +27,7 @@ from camkit_adapters import demo
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCENE = Path(demo.__file__).with_name("images") / "scene-01.png"
-PARSERS = {"method": Method, "target": TargetFunction, "attack": Attack, "metric": Metric, "dataset": DataSet}
+PARSERS = {"method": Method, "target": TargetFunction, "attack": Attack, "metric": Metric, "dataset": DataSet, "engine": Engine}
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ PACKAGES = {
     "camkit_fusions": ROOT / "plugins" / "camkit_fusions",
     "camkit_attacks": ROOT / "plugins" / "camkit_attacks",
     "camkit_metrics": ROOT / "plugins" / "camkit_metrics",
+    "camkit_engines": ROOT / "plugins" / "camkit_engines",
     "camkit_adapters": ROOT / "adapters" / "camkit_adapters",
     "camkit_export": ROOT / "export" / "camkit_export",
 }
