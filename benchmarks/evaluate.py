@@ -1,7 +1,10 @@
 """Measures what judging several methods together saves; see README.md."""
 
 import argparse
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +20,7 @@ import camkit
 import explain
 from camkit.evaluate import Evaluation, Sample
 from contestants import CASES, CLASS, PLAIN, THREADS, Call, Case, ignore_warnings, make_images, plain
+from memory import resident
 from screen import bars, show
 from tables import command, machine, ratio, seconds, table
 from timing import Timing, interleave
@@ -28,6 +32,8 @@ MASKING = ("average_drop", "increase_in_confidence")
 TOGETHER, ONE_BY_ONE, PEER = "camkit, one call", "camkit, one by one", "grad-cam, one by one"
 JUDGED, JUDGED_ONE_BY_ONE, READING = "ten methods together", "ten methods one by one", "reading the pictures alone"
 DISTRIBUTIONS = ("torch", "torchvision", "grad-cam", "numpy")
+# What `camkit evaluate` takes by default.
+LARGE = 32
 # At least so many times as many images a second as the peer; at most so many times what the forward passes take.
 FASTER, OVER_FORWARDS = 10.0, 1.1
 
@@ -36,6 +42,9 @@ def main() -> None:
     """Runs what was asked for and shows, or writes, the page."""
     options = _parse()
     ignore_warnings()
+    if options.peak:
+        print(json.dumps(_peak(options)))
+        return
     torch.set_num_threads(options.threads)
     case = CASES[options.model]
     model, images = case.build(), make_images(options.batch, options.size)
@@ -47,7 +56,7 @@ def main() -> None:
             contestants: Mapping[str, Callable[[], AbstractContextManager[Call]]] = entered
             with explain.rounds(progress, title, contestants, options.rounds) as go:
                 timings.append(interleave(forward, contestants, options.rounds, go))
-    show(document(*timings, options), options.write)
+    show(document(*timings, _peak_in_a_process(options), options), options.write)
 
 
 def explaining(model: torch.nn.Module, case: Case, images: torch.Tensor) -> Mapping[str, Call]:
@@ -93,12 +102,31 @@ def judging(case: Case, options: argparse.Namespace) -> Mapping[str, Call]:
     }
 
 
+def _peak(options: argparse.Namespace) -> dict[str, float]:
+    """What a process holds when it judges, in MiB: with its libraries imported, with the model, and at most."""
+    torch.set_num_threads(options.threads)
+    imported = resident("VmRSS")
+    calls = judging(CASES[options.model], options)
+    built = resident("VmRSS")
+    calls[JUDGED]()
+    return {"libraries": imported, "and the model": built, "at most": resident("VmHWM")}
+
+
+def _peak_in_a_process(options: argparse.Namespace) -> dict[str, float]:
+    given = {"--model": options.model, "--batch": LARGE, "--size": options.size, "--threads": options.threads}
+    words = [str(word) for pair in given.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), "--peak", *words], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def _forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return model(images)
 
 
-def document(maps: Timing, metrics: Timing, options: argparse.Namespace) -> str:
+def document(maps: Timing, metrics: Timing, peak: Mapping[str, float], options: argparse.Namespace) -> str:
     """The whole page."""
     parts = [
         "# Judging several methods",
@@ -120,6 +148,9 @@ def document(maps: Timing, metrics: Timing, options: argparse.Namespace) -> str:
         f"masked with each heatmap, which takes {1 + len(TEN)} forward passes. Both metrics ask for the same masked "
         "images, which run once.",
         table(["", "in plain forwards", "images a second"], _rows(metrics, options.batch)),
+        f"A process that judges {LARGE} pictures at a time holds, in MiB: "
+        + ", ".join(f"{what} {mebibytes:.0f}" for what, mebibytes in peak.items())
+        + ".",
         "## Aims",
         table(
             ["", "measured", "met"], [[aim, value, "yes" if met else "no"] for aim, value, met in aims(maps, metrics)]
@@ -141,7 +172,7 @@ def aims(maps: Timing, metrics: Timing) -> list[tuple[str, str, bool]]:
     return [
         (f"five methods at least {FASTER:.0f} x as fast as grad-cam one by one", f"{faster:.1f}", faster >= FASTER),
         (
-            f"two metrics of ten methods, reading left out, at most {OVER_FORWARDS:.1f} x their {passes} forward passes",
+            f"two metrics of ten methods, without reading, at most {OVER_FORWARDS:.1f} x their {passes} forward passes",
             f"{over:.2f}",
             over <= OVER_FORWARDS,
         ),
@@ -156,6 +187,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--quick", action="store_true", help="a small model and two rounds, to see that all works")
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, metavar="PATH", help="writes the page as Markdown")
     options = parser.parse_args()
     if options.quick:

@@ -27,7 +27,14 @@ from camkit_adapters import demo
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCENE = Path(demo.__file__).with_name("images") / "scene-01.png"
-PARSERS = {"method": Method, "target": TargetFunction, "attack": Attack, "metric": Metric, "dataset": DataSet, "engine": Engine}
+PARSERS = {
+    "method": Method,
+    "target": TargetFunction,
+    "attack": Attack,
+    "metric": Metric,
+    "dataset": DataSet,
+    "engine": Engine,
+}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def ray(
         CamkitError: Ray is not installed or cannot be reached, or the cluster has no room for a worker.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # what its machinery has to say of every actor is none of the user's affair
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray as library
         import ray.data as data
