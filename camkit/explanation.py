@@ -74,7 +74,8 @@ class Explanation:
         flat = self.maps.flatten(1)
         finite, zero = flat.isfinite().all(dim=1), (flat == 0).all(dim=1)
         negative = (flat <= 0).all(dim=1) & self.relu
-        if not self.remarks and bool((finite & ~zero & ~negative).all()):
+        even = (flat == flat[:, :1]).all(dim=1) & (self.relu and self.kind == "map")
+        if not self.remarks and bool((finite & ~zero & ~negative & ~even).all()):
             return ("",) * len(flat)
         # a method knows its own reasons better
         causes = [
@@ -82,6 +83,7 @@ class Explanation:
             *self.remarks,
             (zero, _BLANK["zero"]),
             (negative & ~zero, _BLANK["negative"]),
+            (even, _BLANK["even"]),
         ]
         return tuple(
             next((sentence for affected, sentence in causes if affected[index]), "") for index in range(len(flat))
@@ -248,6 +250,8 @@ _BLANK = {
     "infinite": "The map is not finite: activations or gradients overflow; try float32.",
     "zero": "The map is zero everywhere: the layer's positions have no influence on this class (a classifier whose "
     "weights are zero, or a layer behind a class token's last attention); camkit doctor shows which.",
+    "even": "The map has one value everywhere, so its heatmap is blank: the target layer has a single position, or "
+    "tells none apart; choose an earlier layer.",
     "negative": "The map has no positive value, so its heatmap is blank: nothing there speaks for this class; show the "
     "signed map (relu=False, --variant signed).",
 }

@@ -13,7 +13,12 @@ def heatmaps(maps: Tensor, size: tuple[int, int], *, relu: bool = True) -> Tenso
     """
     kept = maps.clamp(min=0) if relu else maps
     resized = F.interpolate(kept.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
-    return scale(resized, relu=relu)
+    scaled = scale(resized, relu=relu)
+    if not relu:
+        return scaled
+    # resizing one value gives that value up to rounding, which min-max would make the heatmap
+    even = kept.amax(dim=(1, 2), keepdim=True) <= kept.amin(dim=(1, 2), keepdim=True)
+    return torch.where(even, torch.zeros_like(scaled), scaled)
 
 
 def scale(maps: Tensor, *, relu: bool) -> Tensor:

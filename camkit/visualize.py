@@ -168,8 +168,11 @@ def comparison_grid(
     for cell in (cell for row in cells for cell in row if cell is not None):
         _check_image(cell)
     figure = _grid(cells, rows, columns, title)
+    width, height = figure.get_size_inches()
+    # a file of many cells should open, and its labels be readable
+    resolution = min(_DOTS_PER_INCH, max(_READABLE, (_MOST_PIXELS / (width * height)) ** 0.5))
     # the file formats of pictures, and Agg, end at 2^16 pixels a side
-    resolution = min(_DOTS_PER_INCH, 65_000 / max(figure.get_size_inches()))
+    resolution = min(resolution, 65_000 / max(width, height))
     return write_bytes(path, figure_png(figure, resolution))
 
 
@@ -204,6 +207,8 @@ def data_uri(image: Image) -> str:
 _WHITE = (255, 255, 255)
 _GREY = (190, 190, 190)
 _DOTS_PER_INCH = 160
+_READABLE = 70
+_MOST_PIXELS = 8_000_000
 _FONT_POINTS = 9.0
 # of a sans-serif letter on average, and of a line, at _FONT_POINTS
 _LETTER_INCHES = 0.078

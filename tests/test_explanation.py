@@ -86,3 +86,21 @@ def test_a_notebook_shows_each_map_under_its_escaped_class_name(explained):
     assert [attributes["alt"] for attributes in shown] == ["digit <3>", "digit <7>"]
     assert all(attributes["src"].startswith("data:image/") for attributes in shown)
     assert not [tag for tag, _ in tags if tag.isdigit()]
+
+
+@pytest.mark.filterwarnings("ignore::camkit.CamkitWarning")
+def test_a_map_of_one_value_is_blank_and_not_rounding_noise():
+    explainer = camkit.Explainer(camkit.load_model("demo:resnet"))
+    explanation = explainer(torch.randn(2, 3, 96, 96), "gradcam", 3)
+    value = torch.tensor([0.1234567, -0.3])[:, None, None].expand(2, 7, 7)
+    even = replace(explanation, maps=value)
+    assert not even.heatmaps.any()
+    assert [("one value everywhere" in note, "no positive value" in note) for note in even.notes] == [
+        (True, False),
+        (False, True),
+    ]
+    signed = replace(even, relu=False)
+    assert signed.heatmaps.amin(dim=(1, 2)).tolist() == pytest.approx([1, -1])
+    assert not any(signed.notes)
+    broken = replace(explanation, maps=value * torch.nan)
+    assert bool(broken.heatmaps.isnan().all())

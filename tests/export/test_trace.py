@@ -163,7 +163,7 @@ def test_copies_of_one_matrix_become_one_product(turned):
 
     def product(batch):
         copies = (weight if turned else weight.T).expand(len(batch), *(weight if turned else weight.T).shape)
-        return torch.bmm(batch, copies.transpose(1, 2) if turned else copies)
+        return torch.bmm(batch, copies.permute(0, 2, 1) if turned else copies)
 
     # as the tokens of an encoder that takes them first: PyTorch does not make one matrix of it
     batch = torch.randn(3, 2, 4).transpose(0, 1)
