@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from camkit import Explainer
 from camkit.exports import request
 from camkit.frames import Frames
 from camkit.testing.equality import relative_error
+from camkit_adapters.demo.scenes import generate
 from camkit_export.session import output_names
 from camkit_export.trace import trace
 from commandline import run, succeed
@@ -153,6 +155,18 @@ def test_everything_at_once_as_onnx(exported, explainer):
         for rank, expected in enumerate(explainer(frames, method, target="top-2")):
             assert result.classes[:, rank].tolist() == expected.targets.tolist()
             agree(result.maps[:, rank], expected.maps, 2e-2)
+
+
+def test_openvino_runs_every_form_alike(exported):
+    openvino = pytest.importorskip("openvino")
+    session = exported("pictures and classes", ".onnx", top_k=2, frame_size=(64, 80), half=True)
+    compiled = openvino.Core().compile_model(str(session.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    shown = np.stack([cv2.resize(scene.image, (80, 64)) for scene in generate(2, "test", 0)])
+    found, expected = compiled({"image": shown}), session(shown)
+    named = {name: value for output, value in found.items() for name in output.get_names()}
+    assert named["explained_class"].tolist() == expected.classes.tolist()
+    agree(named["map"], torch.from_numpy(expected.maps))
+    agree(named["heatmap"], torch.from_numpy(expected.heatmaps))
 
 
 def test_on_the_command_line(tmp_path):
