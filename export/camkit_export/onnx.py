@@ -63,6 +63,8 @@ def _encoded(model: ModelProto) -> bytes:
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
+    from onnxscript import optimizer
+
     from camkit_export.operators.onnx import FORMS
 
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
@@ -76,9 +78,13 @@ def _convert(graph: Graph, opset: int) -> ModelProto:
                 input_names=graph.inputs,
                 output_names=graph.outputs,
                 external_data=False,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
+            # every rewriting rule is tried on every node: first without those that work out sizes nobody needs
+            optimizer.fold_constants(exported.model)
+            optimizer.remove_unused_nodes(exported.model)
+            exported.optimize()
         except Exception as error:  # whatever the exporter stumbles over, its user gets one sentence
             raise _explained(error, graph.origins) from error
     model: ModelProto = exported.model_proto
