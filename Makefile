@@ -38,11 +38,11 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-# grad-cam asks for opencv-python, which needs a screen's libraries, and torchattacks for an old requests; without their
-# dependencies they run on ours
+# grad-cam and quantus ask for opencv-python, which needs a screen's libraries, and torchattacks for an old requests;
+# without their dependencies they run on ours
 $(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps grad-cam ttach torchattacks
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps grad-cam ttach torchattacks quantus
 	@touch $@
 
 clean:
