@@ -150,6 +150,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster, tmp_path):
         assert other.value == pytest.approx(one.value, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_explain_shares_out_a_folder(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     (tmp_path / "pictures").mkdir()
