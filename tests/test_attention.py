@@ -370,7 +370,7 @@ def test_bad_options_are_refused(options, random_model):
         Explainer(random_model("timm:vit"))(zoo.images(2), "rollout", options=options)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".pt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", [".pt", pytest.param(".onnx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "method", "options"),
     [

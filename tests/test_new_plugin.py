@@ -71,6 +71,7 @@ def test_what_is_written(tmp_path: Path):
     assert made.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+@pytest.mark.slow
 def test_its_tests_pass_at_once(followed: Followed):
     # the first is the skeleton's own, as it was written
     assert re.findall(r"=+ (.*) in .*s.* =+", followed.printed)[0] == "3 passed"
@@ -199,6 +200,7 @@ def written(annotation: object) -> str:
     return annotation.__name__ if plain else str(annotation).replace("torch.", "")
 
 
+@pytest.mark.slow
 def test_the_guide_works_from_top_to_bottom(followed: Followed):
     assert "method from camkit-sharp" in followed.printed
     assert "asks for: activations, scores, head" in followed.printed

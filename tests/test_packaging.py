@@ -167,6 +167,7 @@ def test_version_and_plugins(installed: Path, tmp_path: Path):
             "attack",
             "metric",
             "dataset",
+            "engine",
             "model source",
             "decomposition",
             "exporter",

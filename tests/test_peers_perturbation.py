@@ -95,7 +95,7 @@ def to_one(maps):
     return maps / maps.flatten(1).abs().amax(dim=1)[:, None, None]
 
 
-@pytest.mark.parametrize(("name", "layer"), [*DEEP, POSITIONS[-1]])
+@pytest.mark.parametrize(("name", "layer"), [pytest.param(*DEEP[0], marks=pytest.mark.slow), *DEEP[1:], POSITIONS[-1]])
 def test_ablationcam_equals_grad_cam_up_to_the_sign_of_the_score(name, layer):
     """Where features begin at 0 grad-cam fills with 0, and divides by the score instead of its size.
 

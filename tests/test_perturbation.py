@@ -353,10 +353,11 @@ LARGE = {
 # float64, weights that are moved by 1e-7 of themselves move these maps by 1e-4 and 3e-3.
 POLES = {("torchvision:resnet18", "smoothgradcam++"), ("torchvision:vgg11", "smoothgradcam++")}
 ROWS = [
-    pytest.param(name, layer, size, method, options, marks=pytest.mark.slow if name in LARGE else ())
+    # `make test` runs each method as it is by default on the small models
+    pytest.param(name, layer, size, method, options, marks=pytest.mark.slow if name in LARGE or place else ())
     for name, layer, size in POSITIONS
     for method, several in OPTIONS.items()
-    for options in (several if name.startswith("timm") else several[:1])
+    for place, options in enumerate(several if name.startswith("timm") else several[:1])
     if method in LARGE.get(name, OPTIONS)
 ]
 

@@ -141,6 +141,7 @@ def test_as_onnx(installed: Environment, tmp_path: Path):
     assert "gives what it should" in installed.succeed("camkit", "verify", "median.onnx", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_without_its_rule_the_export_is_refused(tree: Path, tmp_path: Path):
     bare = Path(shutil.copytree(tree, tmp_path / "bare"))
     (bare / "src" / "camkit_robust" / "decompositions.py").unlink()

@@ -81,7 +81,6 @@ QUICK = (
     "before max-pooling",
     "adaptive pooling that does not divide",
     "tokens",
-    "channels last",
 )
 
 
