@@ -1,6 +1,7 @@
 """Exports every method on a model of each family in every format, and writes how well they agree; see README.md.
 
-The methods of one model share a graph, so that a format is written once; each has its own float64 oracle.
+The methods of one model share a graph, so that a format is written once; each has its own float64 oracle. A run takes
+hours: with --record what is done of a family in a format is kept in a file, and not done again.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 import camkit
 from camkit.errors import CamkitError, CamkitWarning
 from camkit.exports import request
+from camkit.journal import Journal
 from camkit.registry import registry
 from camkit.testing.weights import restrain_batch_norms, vary_constants
 from screen import bars, show
@@ -48,6 +50,7 @@ def main() -> None:
     warnings.simplefilter("ignore", CamkitWarning)
     errors: Errors = {}
     refusals: Refusals = {}
+    record = Journal(options.record) if options.record else None
     with bars() as progress:
         task = progress.add_task("", total=len(options.families) * len(options.formats))
         for family in options.families:
@@ -61,7 +64,9 @@ def main() -> None:
                     refusals[method, family] = str(error)
             for name in options.formats:
                 progress.update(task, description=f"{family}, {name}")
-                _export(explainer, images, methods, family, name, errors, refusals)
+                if not _recorded(record, family, name, errors, refusals):
+                    _export(explainer, images, methods, family, name, errors, refusals)
+                    _keep(record, family, name, errors, refusals)
                 progress.advance(task)
     text = document(errors, refusals, options.families, options.formats, command(options.write))
     show(text, options.write)
@@ -99,6 +104,33 @@ def _export(
             and "heatmap" not in check.name
         ]
         errors[method, family, name] = max(check.error for check in checks)
+
+
+def _recorded(record: Journal | None, family: str, name: str, errors: Errors, refusals: Refusals) -> bool:
+    """Takes what an earlier run found of a family in a format; whether there is such."""
+    own = [line for line in record.lines if (line["family"], line["format"]) == (family, name)] if record else []
+    for line in own:
+        if line["refused"] is None:
+            errors[line["method"], family, name] = line["error"]
+        else:
+            refusals[line["method"], family] = line["refused"]
+    return bool(own)
+
+
+def _keep(record: Journal | None, family: str, name: str, errors: Errors, refusals: Refusals) -> None:
+    if record is None:
+        return
+    found = [
+        {"family": family, "format": name, "method": method, "error": error, "refused": None}
+        for (method, *place), error in errors.items()
+        if place == [family, name]
+    ]
+    refused = [
+        {"family": family, "format": name, "method": method, "error": None, "refused": reason}
+        for (method, where), reason in refusals.items()
+        if where == family and reason.startswith(f"{name}: ")
+    ]
+    record.add([*found, *refused])
 
 
 def _model(spec: str) -> tuple[camkit.Explainer, torch.Tensor]:
@@ -178,6 +210,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--methods", nargs="+", default=[], help="by default all that give maps")
+    parser.add_argument("--record", type=Path, help="JSON lines of what is done, such as docs/export-matrix.jsonl")
     parser.add_argument("--write", type=Path, help="the page to write, such as docs/export-matrix.md")
     return parser.parse_args()
 
