@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,7 +18,7 @@ import camkit
 import explain
 from camkit.evaluate import Evaluation, Sample
 from contestants import CASES, CLASS, PLAIN, THREADS, Call, Case, ignore_warnings, make_images, plain
-from memory import resident
+from memory import in_a_process, resident
 from screen import bars, show
 from tables import command, machine, ratio, seconds, table
 from timing import Timing, interleave
@@ -51,7 +49,10 @@ def main() -> None:
     with bars() as progress, plain(model, case) as run:
         forward = partial(run, images)
         timings = []
-        for title, calls in (("maps", explaining(model, case, images)), ("metrics", judging(case, options))):
+        for title, calls in (
+            ("maps", {PLAIN: forward, **explaining(model, case, images)}),
+            ("metrics", judging(case, options)),
+        ):
             entered = {name: partial(nullcontext, call) for name, call in calls.items()}
             contestants: Mapping[str, Callable[[], AbstractContextManager[Call]]] = entered
             with explain.rounds(progress, title, contestants, options.rounds) as go:
@@ -80,7 +81,7 @@ def explaining(model: torch.nn.Module, case: Case, images: torch.Tensor) -> Mapp
     def one_by_one() -> list[torch.Tensor]:
         return [explainer(images, name, CLASS).heatmaps for name in GRADIENTS]
 
-    return {PLAIN: partial(_forward, model, images), TOGETHER: together, ONE_BY_ONE: one_by_one, PEER: peers}
+    return {TOGETHER: together, ONE_BY_ONE: one_by_one, PEER: peers}
 
 
 def judging(case: Case, options: argparse.Namespace) -> Mapping[str, Call]:
@@ -114,16 +115,7 @@ def _peak(options: argparse.Namespace) -> dict[str, float]:
 
 def _peak_in_a_process(options: argparse.Namespace) -> dict[str, float]:
     given = {"--model": options.model, "--batch": LARGE, "--size": options.size, "--threads": options.threads}
-    words = [str(word) for pair in given.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__)), "--peak", *words], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(images)
+    return in_a_process(Path(__file__), "--peak", *(word for pair in given.items() for word in pair))
 
 
 def document(maps: Timing, metrics: Timing, peak: Mapping[str, float], options: argparse.Namespace) -> str:

@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +23,7 @@ from camkit.exports import request
 from camkit_export import trace
 from camkit_export.onnx import write_onnx
 from contestants import CLASS, THREADS, Call, Case, ignore_warnings, make_images
-from memory import ALLOCATOR, resident
+from memory import in_a_process, resident
 from screen import bars, show
 from serving import CAM_GRAPH, EAGER, PLAIN_GRAPH
 from tables import DISTRIBUTIONS, command, machine, ratio, seconds, table
@@ -119,10 +117,7 @@ def _seconds(call: Call) -> float:
 
 def _peak_in_a_process(path: Path, options: argparse.Namespace) -> float:
     """The peak of ONNX Runtime's memory on a batch over what the process held with the library imported, in MiB."""
-    run = [sys.executable, str(Path(__file__)), "--run", str(path), str(options.batch), str(options.size)]
-    environment = {**os.environ, **ALLOCATOR}
-    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return float(in_a_process(Path(__file__), "--run", path, options.batch, options.size))
 
 
 def _peak(path: str, batch: str, size: str) -> float:

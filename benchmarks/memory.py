@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 CALLS = 2
 
@@ -26,12 +27,17 @@ def measure(name: str, model: str, batch: int, size: int, *, contestants: str = 
 
     `contestants` is the module whose `CONTESTANTS` has it.
     """
-    command = [sys.executable, str(Path(__file__)), name, model, str(batch), str(size), contestants]
+    peak: float = in_a_process(Path(__file__), name, model, batch, size, contestants)
+    return peak
+
+
+def in_a_process(script: Path, *words: object) -> Any:
+    """What a script that is given these words prints last, as JSON, in a fresh process."""
+    command = [sys.executable, str(script), *map(str, words)]
     done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"'{name}' on {model} failed:\n{done.stderr}")
-    peak: float = json.loads(done.stdout.splitlines()[-1])
-    return peak
+        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def resident(field: str) -> float:

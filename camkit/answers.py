@@ -46,17 +46,17 @@ class ModelAnswers:
         """See `camkit.metrics.Answers`."""
         known = self._asked(masks, space)
         if known is None:
-            together = self._company() if masks is self.given["heatmaps"] else [self]
-            every = [one.given["heatmaps"] for one in together] if len(together) > 1 else [masks]
+            of_all = masks is self.given["heatmaps"]
+            asked = [(one, one.given["heatmaps"]) for one in self._company()] if of_all else [(self, masks)]
             images = self.given[space]
             found = in_chunks(
-                lambda number: images * every[number].unsqueeze(1),
-                len(every),
+                lambda number: images * asked[number][1].unsqueeze(1),
+                len(asked),
                 lambda some: self._logits(some, space),
                 memory=self.explainer.memory,
                 description="Asking the model",
             )
-            for one, own, logits in zip(together, every, found.unbind(1), strict=True):
+            for (one, own), logits in zip(asked, found.unbind(1), strict=True):
                 one._masked[space] = (own, logits)
             known = self._masked[space][1]
         return self._read(known, score)

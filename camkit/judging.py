@@ -13,7 +13,7 @@ from camkit.answers import ModelAnswers
 from camkit.attacks import to_pixels
 from camkit.explain import Explainer
 from camkit.explanation import Explanation
-from camkit.metrics import Explain, is_flat
+from camkit.metrics import Explain
 from camkit.precision import single
 
 
@@ -83,10 +83,9 @@ class Judged:
 
     @cached_property
     def heatmaps(self) -> Tensor:
-        """[B, H, W] in [0, 1] at the size of the images; zero everywhere where the map has no positive value."""
-        # resizing makes rounding of a flat map, and min-max makes that the heatmap
-        flat = is_flat(self.maps.clamp(min=0))
-        return self.explanation.heatmaps.masked_fill(flat[:, None, None], 0.0)
+        """[B, H, W] in [0, 1] at the size of the images; zero everywhere where the map is not finite."""
+        finite = self.maps.clamp(min=0).isfinite().flatten(1).all(dim=1)
+        return self.explanation.heatmaps.masked_fill(~finite[:, None, None], 0.0)
 
     @property
     def maps(self) -> Tensor:

@@ -176,16 +176,20 @@ def pictures(study: Study) -> int:
 
 def evaluation(study: Study, explainer: Explainer, methods: Sequence[str]) -> Evaluation:
     """What measures these methods as the study says."""
-    own = {key: value for key, value in study.options.items() if key.rpartition(".")[0] in methods}
     return Evaluation(
         explainer,
         list(study.metrics),
         list(methods),
         layer=study.layer,
-        options=own,
+        options=options_of(study, methods),
         metric_options=study.metric_options,
         seed=study.seed,
     )
+
+
+def options_of(study: Study, methods: Sequence[str]) -> dict[str, Any]:
+    """The options of these methods among those of the study."""
+    return {key: value for key, value in study.options.items() if key.rpartition(".")[0] in methods}
 
 
 def boxes_of(sample: Sample, class_index: int) -> tuple[Box, ...]:

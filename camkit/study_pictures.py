@@ -14,7 +14,7 @@ from camkit.journal import Line
 from camkit.metrics import as_metric
 from camkit.pictures import as_images, as_region
 from camkit.report import Picture
-from camkit.study import Studied, Study, boxes_of
+from camkit.study import Studied, Study, boxes_of, options_of
 from camkit.targets import class_label
 
 Grid = tuple[list[list[visualize.Image]], list[str], list[str]]
@@ -126,7 +126,7 @@ class Gallery:
 
     def _explain(self, method: str, asked: Sequence[tuple[str, int]]) -> None:
         explainer, size = self.studied.explainer, self.study.batch_size
-        options = {key: value for key, value in self.study.options.items() if key.rpartition(".")[0] == method}
+        options = options_of(self.study, [method])
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
             tensors = as_images(explainer, [self.samples[name].picture for name, _ in part])

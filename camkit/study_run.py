@@ -22,7 +22,7 @@ from camkit.journal import Journal, Line
 from camkit.metrics import as_metric
 from camkit.pictures import as_images
 from camkit.registry import registry
-from camkit.study import Studied, Study, Target, asked_for, data_of, evaluation
+from camkit.study import Studied, Study, Target, asked_for, data_of, evaluation, options_of
 from camkit.targets import probabilities
 
 Load = Callable[[str], Explainer]
@@ -109,8 +109,7 @@ def _prepared(study: Study, spec: str, explainer: Explainer) -> Studied:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CamkitWarning)
-                own = {key: value for key, value in study.options.items() if key.rpartition(".")[0] == name}
-                explainer(images, name, 0, study.layer, own)
+                explainer(images, name, 0, study.layer, options_of(study, [name]))
             methods.append(name)
         except CamkitError as error:
             refused[name] = str(error)

@@ -89,15 +89,17 @@ def explain(
     work = Explaining(model, question, folder, seed, colormap, alpha)
 
     starts = range(0, len(paths), batch_size)
-    batches = (Batch(paths[at : at + batch_size], stems[at : at + batch_size], at) for at in starts)
-    done: dict[int, list[dict[str, Any]]] = {}
+    batches = (Batch(paths[at : at + batch_size], stems[at : at + batch_size]) for at in starts)
+    order = {str(path): place for place, path in enumerate(paths)}
     lines: list[dict[str, Any]] = []
     with recording("Explaining", len(paths), lines, folder / "explanations.jsonl") as advance:
-        for batch, made in share(batches, work, chosen):
-            done[batch.start] = made
+        try:
+            for batch, made in share(batches, work, chosen):
+                lines += made
+                advance(len(batch.paths))
+        finally:
             # in the order of the images, whoever was quicker
-            lines[:] = [line for start in sorted(done) for line in done[start]]
-            advance(len(batch.paths))
+            lines.sort(key=lambda line: order[line["image"]])
     table = printing.table("image", "prediction", "explained", "variant", "method", "layer", "peak x, y")
     for path, own in groupby(lines, key=lambda line: line["image"]):
         _report(table, Path(path), list(own))

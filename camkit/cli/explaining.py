@@ -169,11 +169,10 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Batch:
-    """Image files that are explained together, the stems of what is drawn of each, and the place of the first."""
+    """Image files that are explained together, and the stems of what is drawn of each."""
 
     paths: Sequence[Path]
     stems: Sequence[str]
-    start: int
 
 
 @dataclass
