@@ -144,6 +144,26 @@ def upsample_bilinear2d_backward(
     return _separable_backward(grad_output, input_size[-2:], windows)
 
 
+@plugin.decomposition(aten.threshold_backward.default)
+def threshold_backward(grad_output: Tensor, self: Tensor, threshold: float) -> Tensor:
+    """The gradient where the input was above the threshold.
+
+    Engines multiply by ones and zeros several times as fast as they choose between a gradient and one zero.
+    """
+    return grad_output * (self > threshold).to(grad_output.dtype)
+
+
+@plugin.decomposition(aten.select_backward.default)
+def select_backward(grad_output: Tensor, input_sizes: Sequence[int], dim: int, index: int) -> Tensor:
+    """The gradient of one slice, with zeros around it."""
+    size = input_sizes[dim]
+    if not isinstance(size, int):
+        return NotImplemented
+    before, behind = index % size, size - 1 - index % size
+    padding = [0, 0] * (len(input_sizes) - 1 - dim % len(input_sizes)) + [before, behind]
+    return torch.nn.functional.pad(grad_output.unsqueeze(dim), padding)
+
+
 @plugin.decomposition(aten._safe_softmax.default)
 def safe_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:  # noqa: A002
     """Attention's softmax, which also gives zeros for a query that may look at nothing.
@@ -194,6 +214,9 @@ class GlobalPoolAsMean(TorchFunctionMode):
 _POOLED_AXES: dict[Any, tuple[int, ...]] = {
     torch.nn.functional.adaptive_avg_pool1d: (-1,),
     torch.nn.functional.adaptive_avg_pool2d: (-2, -1),
+    # as the graph of a head calls them
+    aten.adaptive_avg_pool1d.default: (-1,),
+    aten.adaptive_avg_pool2d.default: (-2, -1),
 }
 
 

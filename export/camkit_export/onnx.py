@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, numpy_helper
 from camkit import plugin
 from camkit.errors import CamkitError
 from camkit.exports import ExportReport, ExportRequest
+from camkit_export.onnx_matrices import hold_once
 from camkit_export.program import captured
 from camkit_export.publish import publish
 from camkit_export.quiet import quiet
@@ -42,6 +43,7 @@ def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSE
     """Writes a traced graph as it is, without verifying it; how many nodes it has."""
     model = _convert(graph, opset)
     _keep_padding(model.graph)
+    hold_once(model.graph)
     _strip(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata
@@ -63,8 +65,7 @@ def _encoded(model: ModelProto) -> bytes:
 
 
 def _convert(graph: Graph, opset: int) -> ModelProto:
-    from onnxscript import optimizer
-
+    from camkit_export.onnx_passes import shorten
     from camkit_export.operators.onnx import FORMS
 
     with quiet("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):
@@ -81,10 +82,7 @@ def _convert(graph: Graph, opset: int) -> ModelProto:
                 optimize=False,
                 verbose=False,
             )
-            # every rewriting rule is tried on every node: first without those that work out sizes nobody needs
-            optimizer.fold_constants(exported.model)
-            optimizer.remove_unused_nodes(exported.model)
-            exported.optimize()
+            shorten(exported.model)
         except Exception as error:  # whatever the exporter stumbles over, its user gets one sentence
             raise _explained(error, graph.origins) from error
     model: ModelProto = exported.model_proto

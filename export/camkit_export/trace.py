@@ -23,6 +23,7 @@ from camkit import plugin
 from camkit.errors import CamkitError, first_line
 from camkit.exports import ExportRequest, heatmaps_of
 from camkit.registry import registry
+from camkit_export.factors import fold_factors
 from camkit_export.session import INPUTS, output_names
 from camkit_export.simplify import fold_constants, halve, out_of_place, share_matrices
 
@@ -283,6 +284,7 @@ def _clean(graph: GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
     share_matrices(graph)
     fold_constants(graph)
+    fold_factors(graph)
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         node.type = None  # the function's own annotation, which is of any number of maps

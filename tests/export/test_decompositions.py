@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from camkit import plugin
 from camkit_export import decompositions
 
+aten = torch.ops.aten
+
 RULES = {
     mark.facts["operator"]: rule
     for rule in plugin.collect("camkit_export.decompositions", "decomposition")
@@ -165,6 +167,19 @@ def test_stack_has_the_new_axis_where_it_is_asked_for(dim):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("index", [0, 1, -1])
+def test_gradient_of_one_slice(dim, index):
+    agree(lambda x: x.select(dim, index).sin(), (3, 4, 5), "select_backward")
+
+
+def test_gradient_above_a_threshold():
+    agree(lambda x: F.relu(x.sin()), (3, 4, 5), "threshold_backward")
+    agree(lambda x: F.threshold(x, 0.3, -1.0).sin(), (3, 4, 5), "threshold_backward")
+    borders = torch.tensor([-1.0, -0.0, 0.0, 1.0])
+    assert decompositions.threshold_backward(torch.ones(4), borders, 0).tolist() == [0.0, 0.0, 0.0, 1.0]
+
+
 def test_images_without_a_batch():
     agree(lambda x: F.avg_pool2d(x, 3, 2), (3, 7, 10), "avg_pool2d_backward")
     agree(lambda x: F.max_pool2d(x, 3, 2), (3, 7, 10), "max_pool2d_with_indices_backward")
@@ -188,9 +203,11 @@ def test_global_pool_becomes_a_mean(output):
         found = F.adaptive_avg_pool2d(image, output)
         pooled = torch.nn.AdaptiveAvgPool2d(output)(image)
         F.adaptive_avg_pool2d(image, (1, 2))
+        of_a_graph = aten.adaptive_avg_pool2d.default(image, [1, 1])
+    torch.testing.assert_close(of_a_graph, expected)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(pooled, expected)
-    assert count.names.count("aten.mean.dim") == 2
+    assert count.names.count("aten.mean.dim") == 3
     assert count.names.count("aten._adaptive_avg_pool2d.default") == 1
 
 

@@ -57,6 +57,31 @@ def test_chunks_give_what_the_whole_gives(explainer, tmp_path, monkeypatch):
     assert np.abs(maps[0] - maps[1]).max() <= 1e-6 * np.abs(maps[0]).max()
 
 
+class ChannelsLast(nn.Module):
+    """As a ConvNeXt of timm: the head pools activations that lie channels last in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3, stride=4)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        activations = self.features(images).to(memory_format=torch.channels_last)
+        return self.classifier(self.pool(activations.sin()).flatten(1))
+
+
+def test_heads_that_pool_channels_last(tmp_path):
+    torch.manual_seed(0)
+    report = camkit.export(
+        Explainer(ChannelsLast().eval(), "features"),
+        tmp_path / "pooled.onnx",
+        "reciprocam",
+        images=zoo.images(2, SIZE),
+    )
+    assert any(check.name == "map against the oracle" and check.images for check in report.checks)
+
+
 def test_more_chunks_than_a_graph_holds_are_refused(explainer, tmp_path, monkeypatch):
     monkeypatch.setattr(heads, "TRACED_MEMORY", 1)
     monkeypatch.setattr(heads, "MOST_CHUNKS", 12)
