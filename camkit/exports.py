@@ -1,5 +1,6 @@
 """Export of an explanation: what an exporter plugin is given, what it gives back, and how the file suffix finds it."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from camkit.preprocessing import Preprocessing, Size
 from camkit.registry import registry
 from camkit.serving import suffix_of
 from camkit.targets import Rank, Target, TargetFunction
-from camkit.testing.oracle import Oracle
+from camkit.testing.oracle import Oracle, in_double
 
 if TYPE_CHECKING:
     from camkit.registry import Registry
@@ -283,7 +284,9 @@ def request(
         dynamic_size=dynamic_size,
         inputs=inputs,
     )
-    singles = [_part(explainer, whole, example, methods[m], plan, (m, n), layers[n], options) for m, n in positions]
+    # one copy for all oracles, and none before the first of them is asked
+    twin = functools.cache(functools.partial(in_double, explainer))
+    singles = [_part(twin, whole, example, methods[m], plan, (m, n), layers[n], options) for m, n in positions]
     if len(singles) == 1:
         singles = [replace(singles[0], name="")]
     if len(singles) == 1 and top_k is None:
@@ -304,7 +307,7 @@ def request(
 
 
 def _part(
-    explainer: Explainer,
+    twin: Callable[[], Explainer],
     whole: ExportRequest,
     example: Tensor,
     method: AnyMethod,
@@ -317,18 +320,21 @@ def _part(
     m, n = position
     target = whole.provenance["target"]
     own = {name: value for name, value in (options or {}).items() if name.partition(".")[0] not in _others(plan, m)}
-    # what the head gives alone was compared with the whole model when the methods were planned
-    oracle = Oracle(explainer, example, method, layer, Target(target, inputs=whole.inputs), own, plain=False)
     function = registry().get("target", target)
     alone = replace(
         plan, methods=[plan.methods[m]], names=[plan.names[m]], layers=[plan.layers[n]], options=[plan.options[m]]
     )
     frames = whole.frames
 
+    @functools.cache
+    def oracle() -> Oracle:
+        # what the head gives alone was compared with the whole model when the methods were planned
+        return Oracle(twin(), example, method, layer, Target(target, inputs=whole.inputs), own, plain=False)
+
     def reference(
         images: Tensor, class_index: Tensor, inputs: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        found = oracle(images if frames is None else frames.images(images, torch.float64), class_index, inputs)
+        found = oracle()(images if frames is None else frames.images(images, torch.float64), class_index, inputs)
         return found.logits, found.maps
 
     path = plan.layers[n].path if plan.methods[m].has_layer else None
@@ -346,7 +352,7 @@ def _part(
                 alone,
                 function,
                 whole.provenance["target_options"],
-                explainer.probability,
+                whole.provenance["probability"],
                 inputs=list(whole.inputs),
             ),
             frames,

@@ -33,7 +33,7 @@ class Reference:
 
 
 class Oracle:
-    """The float64 oracle of one method at one layer of an explainer's model.
+    """The float64 oracle of one method at one layer of an explainer's model; one in float64 already is not copied.
 
     Where a method runs the head many times, `plain` runs the whole model each time; otherwise the head is run alone, as
     the engine does, which is many times faster.
@@ -51,7 +51,7 @@ class Oracle:
         eigen_smooth: bool = False,
         plain: bool = True,
     ) -> None:
-        twin = in_double(explainer)
+        twin = explainer if explainer.dtype == torch.float64 else in_double(explainer)
         self.target = Target(target) if isinstance(target, str) else target
         self.options = own_options(options or {}, self.target.name, [as_method(method).name], [self.target.name])
         self.probability = explainer.probability

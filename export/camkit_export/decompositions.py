@@ -144,15 +144,6 @@ def upsample_bilinear2d_backward(
     return _separable_backward(grad_output, input_size[-2:], windows)
 
 
-@plugin.decomposition(aten.threshold_backward.default)
-def threshold_backward(grad_output: Tensor, self: Tensor, threshold: float) -> Tensor:
-    """The gradient where the input was above the threshold.
-
-    Engines multiply by ones and zeros several times as fast as they choose between a gradient and one zero.
-    """
-    return grad_output * (self > threshold).to(grad_output.dtype)
-
-
 @plugin.decomposition(aten.select_backward.default)
 def select_backward(grad_output: Tensor, input_sizes: Sequence[int], dim: int, index: int) -> Tensor:
     """The gradient of one slice, with zeros around it."""

@@ -173,13 +173,6 @@ def test_gradient_of_one_slice(dim, index):
     agree(lambda x: x.select(dim, index).sin(), (3, 4, 5), "select_backward")
 
 
-def test_gradient_above_a_threshold():
-    agree(lambda x: F.relu(x.sin()), (3, 4, 5), "threshold_backward")
-    agree(lambda x: F.threshold(x, 0.3, -1.0).sin(), (3, 4, 5), "threshold_backward")
-    borders = torch.tensor([-1.0, -0.0, 0.0, 1.0])
-    assert decompositions.threshold_backward(torch.ones(4), borders, 0).tolist() == [0.0, 0.0, 0.0, 1.0]
-
-
 def test_images_without_a_batch():
     agree(lambda x: F.avg_pool2d(x, 3, 2), (3, 7, 10), "avg_pool2d_backward")
     agree(lambda x: F.max_pool2d(x, 3, 2), (3, 7, 10), "max_pool2d_with_indices_backward")
