@@ -202,6 +202,8 @@ class Target:
                 ending = suggestion(name, known) if known else "it takes none."
                 raise CamkitError(f"The target '{function.name}' has no input '{name}'; {ending}")
         inputs = {name: _batched(name, value, batch).to(device) for name, value in self.inputs.items()}
+        for name, value in inputs.items():
+            _check_classes(name, value, forward.logits.shape[1])
         return Question(function, class_index, inputs, function.signature.options(options), probability)
 
     def _given(self, batch: int, device: torch.device, otherwise: CamkitError) -> Tensor:
@@ -245,6 +247,16 @@ def _batched(name: str, value: Tensor, batch: int) -> Tensor:
     # what was made in inference mode cannot be part of a graph; its copy can
     value = value.clone() if value.is_inference() else value.detach()
     return value.expand(batch, *value.shape[1:])
+
+
+def _check_classes(name: str, value: Tensor, classes: int) -> None:
+    """Whole numbers are taken as classes, as in exported graphs."""
+    if value.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64) or classes == 0:
+        return
+    lowest, highest = int(value.min()), int(value.max())
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise CamkitError(f"The target's input '{name}' holds classes, from 0 to {classes - 1}, not {wrong}.")
 
 
 def resolve_top(class_index: Tensor, logits: Tensor) -> Tensor:

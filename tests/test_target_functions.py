@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models import detection, segmentation
 
 import zoo
-from camkit import Explainer, Target
+from camkit import CamkitError, Explainer, Target
 from camkit.adapter import Adapter
 from camkit.cut import Forward
 from camkit.registry import registry
@@ -567,3 +567,12 @@ def test_contrast_is_explained(random_model):
     )
     assert_same(found.maps, expected)
     torch.testing.assert_close(found.scores, scores)
+
+
+@pytest.mark.parametrize("wrong", [7, -1])
+def test_a_class_that_there_is_not_is_refused_as_in_an_exported_graph(wrong):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
+    target = Target("contrast", 2, {"other_class": torch.tensor([wrong])})
+    with pytest.raises(CamkitError, match=f"input 'other_class' holds classes, from 0 to 6, not {wrong}"):
+        Explainer(model.eval(), "0")(zoo.images(2, SIZE), target=target)
