@@ -1,12 +1,39 @@
 """Single maps of a session: what a file that holds several, or several classes, is compared by."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from camkit_export.session import Integers, Result, Session
+
+# The batches of one kind of images, and one more.
+_KEPT = 4
+
+
+class Answers:
+    """The answers of a session, of which each gives all maps: the last few are kept and not asked for again."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._kept: dict[bytes, list[Result]] = {}
+
+    def __call__(
+        self, images: NDArray[Any], classes: Integers | None, further: Mapping[str, NDArray[Any]]
+    ) -> list[Result]:
+        """As `Session.results`."""
+        given = hashlib.sha256()
+        for values in (images, np.zeros(0) if classes is None else classes, *further.values()):
+            given.update(f"{values.dtype} {values.shape} ".encode() + values.tobytes())
+        key = given.digest()
+        if key not in self._kept:
+            if len(self._kept) == _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = self.session.results(images, classes, **further)
+        return self._kept[key]
 
 
 @dataclass(frozen=True)
@@ -14,6 +41,7 @@ class View:
     """One map of a session, for one class of each image: what a graph of that map alone would answer."""
 
     session: Session
+    answers: Answers
     name: str
     rank: int | None
 
@@ -25,7 +53,7 @@ class View:
 
     def __call__(self, images: NDArray[Any], classes: Integers, further: Mapping[str, NDArray[Any]]) -> Result:
         """As for a session of one map."""
-        found = self.session.results(images, classes if self.rank is None else None, **further)
+        found = self.answers(images, classes if self.rank is None else None, further)
         result = found[self.session.maps.index(self.name)]
         if self.rank is None:
             return result
@@ -36,4 +64,5 @@ class View:
 def views(session: Session) -> list[View]:
     """Every map of a session, and of each every class, in the order of its test vectors."""
     ranks = [None] if session.top_k is None else range(session.top_k)
-    return [View(session, name, rank) for name in session.maps for rank in ranks]
+    answers = Answers(session)
+    return [View(session, answers, name, rank) for name in session.maps for rank in ranks]

@@ -18,6 +18,7 @@ from camkit.testing.equality import relative_error
 from camkit_adapters.demo.scenes import generate
 from camkit_export.session import output_names
 from camkit_export.trace import trace
+from camkit_export.verify import compare_session
 from commandline import run, succeed
 
 # of noise a map may speak against the class that is asked for
@@ -104,6 +105,18 @@ def test_several_maps_share_one_graph(exported, explainer):
         assert np.abs(result.heatmaps - by_name[result.name].heatmaps.numpy()).max() <= 1e-3
     with zoo.refused("has 4 maps", "gradcam__layer4", "results"):
         session(images().numpy())
+
+
+def test_a_file_of_several_maps_runs_once_for_each_batch(exported, explainer, monkeypatch):
+    """Its maps are compared one by one, and each run gives all of them."""
+    form = {"method": ["gradcam", "layercam"], "layer": ["last", "stage3"]}
+    session = exported("several", **form)
+    runs, run = [], session.run
+    monkeypatch.setattr(session, "run", lambda *inputs: runs.append(len(inputs[0])) or run(*inputs))
+    checks = compare_session(session, request(explainer, **form))
+    assert len(checks) > 4
+    assert all(check.passed for check in checks)
+    assert runs == [1, 3, 8]
 
 
 def test_pictures_are_preprocessed_in_the_graph(exported, explainer):
