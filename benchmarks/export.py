@@ -90,7 +90,7 @@ def measure(name: str, options: argparse.Namespace, say: Callable[[str], None]) 
         say("exporting the plain forward")
         seconds = {PLAIN_GRAPH: _seconds(lambda: serving.export_plain(model, options.size, plain))}
         say("exporting Grad-CAM")
-        seconds[CAM_GRAPH] = _seconds(lambda: _export(model, case, options.size, cam))
+        seconds[CAM_GRAPH] = _seconds(lambda: _export(model, case, options.size, cam, compact=options.compact))
         files = {PLAIN_GRAPH: plain, CAM_GRAPH: cam}
         graphs = {what: onnx.load(path).graph for what, path in files.items()}
         say("memory")
@@ -108,10 +108,10 @@ def measure(name: str, options: argparse.Namespace, say: Callable[[str], None]) 
     )
 
 
-def _export(model: torch.nn.Module, case: Case, size: int, path: Path) -> None:
+def _export(model: torch.nn.Module, case: Case, size: int, path: Path, *, compact: bool) -> None:
     """Grad-CAM as ONNX as `camkit.export` writes it, without its verification."""
     prepared = request(camkit.Explainer(model, layer=case.layer), images=make_images(2, size))
-    write_onnx(trace.trace(prepared), path, "")
+    write_onnx(trace.trace(prepared), path, "", compact=compact)
 
 
 def _seconds(call: Call) -> float:
@@ -208,6 +208,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=224, help="height and width of the images")
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--compact", action="store_true", help="large classifiers are held once")
     parser.add_argument("--quick", action="store_true", help="a small model and two rounds, to see that all works")
     parser.add_argument(
         "--write", type=Path, metavar="PATH", help="the page to write, such as docs/export-benchmark.md"

@@ -56,6 +56,9 @@ def export(
         str | None, typer.Option(metavar="HxW", help="The size of those pictures; by default the model's input.")
     ] = None,
     opset: Annotated[int | None, typer.Option(help="The ONNX opset, 18 or later.")] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="ONNX: less memory for large classifiers; single images take longer.")
+    ] = False,
     file_format: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="onnx, torchscript, pt2, aotinductor …")
     ] = None,
@@ -75,7 +78,8 @@ def export(
 
     torch.manual_seed(seed)
     methods, layers = comma_separated(method), comma_separated(layer)
-    format_options: dict[str, Any] = {} if opset is None else {"opset": opset}
+    given: dict[str, Any] = {"opset": opset, "compact": compact or None}
+    format_options = {name: value for name, value in given.items() if value is not None}
     console = printing.console()
     with (
         destination(output, triton, file_name(options.model, method)) as path,

@@ -27,8 +27,12 @@ OLDEST_OPSET = 18
 
 
 @plugin.exporter("onnx", suffix=".onnx")
-def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET) -> ExportReport:
+def export_onnx(
+    request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET, compact: bool = False
+) -> ExportReport:
     """Writes an explanation as ONNX, with a dynamic batch. `opset` is 18 or later.
+
+    `compact` saves memory where a classifier has large layers, as VGG's; single images take longer.
 
     Raises:
         CamkitError: an operator has no ONNX form, or ONNX Runtime's answers do not agree with the oracle.
@@ -36,14 +40,15 @@ def export_onnx(request: ExportRequest, path: Path, *, opset: int = OLDEST_OPSET
     if opset < OLDEST_OPSET:
         raise CamkitError(f"The ONNX opset must be {OLDEST_OPSET} or later, not {opset}.")
 
-    return publish(request, path, partial(write_onnx, opset=opset), OnnxSession)
+    return publish(request, path, partial(write_onnx, opset=opset, compact=compact), OnnxSession)
 
 
-def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSET) -> int:
+def write_onnx(graph: Graph, path: Path, metadata: str, opset: int = OLDEST_OPSET, compact: bool = False) -> int:
     """Writes a traced graph as it is, without verifying it; how many nodes it has."""
     model = _convert(graph, opset)
     _keep_padding(model.graph)
-    hold_once(model.graph)
+    if compact:
+        hold_once(model.graph)
     _strip(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, metadata

@@ -2,7 +2,7 @@
 
 ONNX Runtime (1.31) rearranges a constant right factor as it loads a file, once for the matrix and once for its
 transpose, and keeps both: of VGG-16's classifier another 470 MiB. A constant left factor it takes as it is in the file.
-The price is paid for batches of one or two images, of which products by rearranged factors are faster.
+The price is paid by batches of few images, of which products by rearranged factors are faster.
 """
 
 import math

@@ -9,6 +9,7 @@ from torch import nn
 
 from camkit_export.onnx import export_onnx
 from camkit_export.onnx_matrices import hold_once
+from commandline import run, succeed
 from standin import make_request
 
 SIZE = 2048
@@ -84,11 +85,20 @@ class Classifier(nn.Module):
         return self.classifier(self.features(images))
 
 
-def test_an_exported_classifier(tmp_path):
+@pytest.mark.parametrize("compact", [False, True])
+def test_an_exported_classifier(compact, tmp_path):
     """Written and, by `export_onnx`, found to agree with the oracle."""
     torch.manual_seed(0)
-    path = export_onnx(make_request(Classifier().eval(), "features.1", (45, 38)), tmp_path / "classifier.onnx").path
-    graph = onnx.load(path).graph
+    request = make_request(Classifier().eval(), "features.1", (45, 38))
+    graph = onnx.load(export_onnx(request, tmp_path / "classifier.onnx", compact=compact).path).graph
     (matrix,) = (one.name for one in graph.initializer if list(one.dims) == [SIZE, SIZE])
-    assert sorted(node.op_type for node in graph.node if matrix in node.input) == ["Gemm", "MatMul"]
-    assert all(node.input[0] == matrix for node in graph.node if matrix in node.input)
+    takes = sorted((node.op_type, list(node.input).index(matrix)) for node in graph.node if matrix in node.input)
+    assert takes == ([("Gemm", 0), ("MatMul", 0)] if compact else [("Gemm", 1), ("Transpose", 0)])
+
+
+def test_on_the_command_line(tmp_path):
+    succeed("export", "--model", "demo:vgg", "--output", tmp_path / "small.onnx", "--compact")
+    refused = run("export", "--model", "demo:vgg", "--output", tmp_path / "small.pt", "--compact")
+    assert refused.code == 2
+    assert "compact" in refused.err
+    assert [one.name for one in tmp_path.iterdir()] == ["small.onnx"]
