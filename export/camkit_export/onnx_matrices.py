@@ -20,10 +20,11 @@ def hold_once(graph: GraphProto) -> None:
     large = {name for name, one in constants.items() if len(one.dims) == 2 and math.prod(one.dims) >= _LARGE}
     transposed = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose"}
     forward = {node.output[0]: node.input[1] for node in graph.node if _is_plain(node, constants)}
+    flat = {one.name for one in (*graph.value_info, *graph.input) if len(one.type.tensor_type.shape.dim) == 2}
     backward = {
         node.output[0]: transposed[node.input[1]]
         for node in graph.node
-        if node.op_type == "MatMul" and node.input[1] in transposed
+        if node.op_type == "MatMul" and node.input[0] in flat and node.input[1] in transposed
     }
     both = large & set(forward.values()) & set(backward.values())
 
