@@ -144,7 +144,10 @@ def document(rows: Mapping[str, Row], options: argparse.Namespace, written_by: s
     """The page: one column for each model, and what was aimed at."""
     own = [
         [f"*{PLAIN_GRAPH}: seconds*", *(seconds(row.timing.reference) for row in rows.values())],
-        *([name, *(_ratio(row, name) for row in rows.values())] for name in (PLAIN_GRAPH, CAM_GRAPH, EAGER, GRAD_CAM)),
+        *(
+            [name, *(ratio(row.timing, name) for row in rows.values())]
+            for name in (PLAIN_GRAPH, CAM_GRAPH, EAGER, GRAD_CAM)
+        ),
         ["operators, plain and Grad-CAM", *(_both(row.nodes, "d") for row in rows.values())],
         ["of which work out shapes", *(_both(row.shapes, "d") for row in rows.values())],
         ["peak memory, MiB", *(_both(row.peaks, ".0f") for row in rows.values())],
@@ -191,10 +194,6 @@ def aims(rows: Mapping[str, Row]) -> list[tuple[str, str, bool]]:
             share = both[CAM_GRAPH] / both[PLAIN_GRAPH]
             found.append((f"{what} at most {bound:.1f} x the plain graph's: {name}", f"{share:.2f}", share <= bound))
     return found
-
-
-def _ratio(row: Row, name: str) -> str:
-    return ratio(row.timing, name) if name in row.timing.ratios else "-"
 
 
 def _both(values: Mapping[str, float], form: str) -> str:

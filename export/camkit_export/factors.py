@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from camkit_export.simplify import new_constant
+
 aten = torch.ops.aten
 
 
@@ -50,7 +52,7 @@ def _fold_after(graph: GraphModule, node: Node, known: dict[tuple[Any, ...], str
         bias, last = bias + summand[1], shifted
     node.update_arg(1, _weights(graph, node, factor[1], 1 if transposed else 0, known))
     if given is not None or last is not scaled:
-        node.update_arg(2, _new_constant(graph, f"_bias_{node.name}", bias, node))
+        node.update_arg(2, new_constant(graph, f"_bias_{node.name}", bias, node))
     last.replace_all_uses_with(node)
 
 
@@ -72,17 +74,12 @@ def _weights(graph: GraphModule, node: Node, factor: Tensor, axis: int, known: d
     weight = getattr(graph, name)
     key = (weight.data_ptr(), factor.data_ptr(), axis)
     if key not in known:
-        known[key] = f"_factors_{node.name}"
+        # not of the node, which may take two factors
+        known[key] = f"_factors_{len(known)}"
         shape = [-1 if each == axis else 1 for each in range(weight.dim())]
-        return _new_constant(graph, known[key], weight.detach() * factor.reshape(shape), node)
+        return new_constant(graph, known[key], weight.detach() * factor.reshape(shape), node)
     with graph.graph.inserting_before(node):
         return graph.graph.get_attr(known[key])
-
-
-def _new_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> Node:
-    graph.register_buffer(name, value)
-    with graph.graph.inserting_before(before):
-        return graph.graph.get_attr(name)
 
 
 def _constant(graph: GraphModule, node: Any) -> Tensor | None:

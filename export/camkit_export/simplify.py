@@ -95,10 +95,14 @@ def fold_constants(graph: GraphModule) -> None:
         # what is made of nothing, such as a tensor of zeros, is shorter as it is
         if not node.all_input_nodes or all(user in values for user in node.users):
             continue
-        name = f"_folded_{node.name}"
-        graph.register_buffer(name, value)
-        with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(graph.graph.get_attr(name))
+        node.replace_all_uses_with(new_constant(graph, f"_folded_{node.name}", value, node))
+
+
+def new_constant(graph: GraphModule, name: str, value: Tensor, before: Node) -> Node:
+    """A constant of a graph, in front of the node that needs it."""
+    graph.register_buffer(name, value)
+    with graph.graph.inserting_before(before):
+        return graph.graph.get_attr(name)
 
 
 def share_matrices(graph: GraphModule) -> None:
@@ -150,10 +154,7 @@ def halve(graph: GraphModule) -> None:
         value = getattr(graph, str(node.target))
         if value.dtype != torch.float32:
             continue
-        name = f"_half_{node.name}"
-        graph.register_buffer(name, value.detach().half())
-        with graph.graph.inserting_after(node):
-            kept = graph.graph.get_attr(name)
+        kept = new_constant(graph, f"_half_{node.name}", value.detach().half(), node)
         with graph.graph.inserting_after(kept):
             widened = graph.graph.call_function(torch.ops.aten._to_copy.default, (kept,), {"dtype": torch.float32})
         node.replace_all_uses_with(widened)

@@ -40,7 +40,6 @@ class Answers:
 class View:
     """One map of a session, for one class of each image: what a graph of that map alone would answer."""
 
-    session: Session
     answers: Answers
     name: str
     rank: int | None
@@ -48,16 +47,17 @@ class View:
     @property
     def title(self) -> str:
         """Which map and class it is; nothing where there is one."""
-        ranked = "" if self.rank is None else f"class {self.rank + 1} of {self.session.top_k}"
+        ranked = "" if self.rank is None else f"class {self.rank + 1} of {self.answers.session.top_k}"
         return ", ".join(part for part in (self.name, ranked) if part)
 
     def __call__(self, images: NDArray[Any], classes: Integers, further: Mapping[str, NDArray[Any]]) -> Result:
         """As for a session of one map."""
+        session = self.answers.session
         found = self.answers(images, classes if self.rank is None else None, further)
-        result = found[self.session.maps.index(self.name)]
+        result = found[session.maps.index(self.name)]
         if self.rank is None:
             return result
-        heat = result.heatmaps if self.session.raw else result.heatmaps[:, self.rank]
+        heat = result.heatmaps if session.raw else result.heatmaps[:, self.rank]
         return Result(result.logits, heat, result.maps[:, self.rank], result.classes[:, self.rank])
 
 
@@ -65,4 +65,4 @@ def views(session: Session) -> list[View]:
     """Every map of a session, and of each every class, in the order of its test vectors."""
     ranks = [None] if session.top_k is None else range(session.top_k)
     answers = Answers(session)
-    return [View(session, answers, name, rank) for name in session.maps for rank in ranks]
+    return [View(answers, name, rank) for name in session.maps for rank in ranks]

@@ -82,6 +82,16 @@ def test_forward_pass_and_gradient_share_weights():
     assert first == second
 
 
+def test_weights_that_take_two_factors_are_not_those_that_take_one():
+    weight, before, behind = torch.randn(4, 4, 3, 3), channels(4), channels(4)
+
+    def twice(images):
+        first = F.conv2d(images * before, weight, None, 1, 1) * behind
+        return F.conv2d(first.relu() * before, weight, None, 1, 1)
+
+    assert operators(folded(twice)) == [aten.convolution.default, aten.relu.default, aten.convolution.default]
+
+
 @pytest.mark.parametrize(
     "function",
     [
