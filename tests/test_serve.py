@@ -1,5 +1,6 @@
 """``camkit serve``: real processes that are asked over HTTP."""
 
+import asyncio
 import io
 import json
 import signal
@@ -26,6 +27,7 @@ from camkit.visualize import enlarged
 from camkit_adapters import demo
 from camkit_export.serve.batcher import Batcher
 from camkit_export.serve.protocol import HEADER_LENGTH
+from camkit_export.serve.server import listen
 from serve_process import Server, serving, small_explainer
 
 SCENES = Path(demo.__file__).with_name("images")
@@ -544,6 +546,20 @@ def test_files_that_cannot_be_served(tmp_path, served):
     assert "no engine for files that end in '.txt'" in failed(tmp_path / "a.txt")
     assert "must be at least --max-batch" in failed(served / "gradcam.onnx", "--max-batch", 9, "--max-queue", 8)
     assert "holds no slash" in failed(served / "gradcam.onnx", "--name", "a/b")
+
+
+def test_answers_do_not_wait_for_their_headers_to_be_acknowledged():
+    async def delays(listening: socket.socket) -> int:
+        found = asyncio.get_running_loop().create_future()
+        server = await asyncio.start_server(lambda _, writer: found.set_result(writer), sock=listening)
+        with socket.create_connection(listening.getsockname()[:2]):
+            accepted = (await found).get_extra_info("socket")
+            value = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        server.close()
+        return value
+
+    with listen("127.0.0.1", 0) as listening:
+        assert asyncio.run(delays(listening))
 
 
 def test_a_port_in_use(served):

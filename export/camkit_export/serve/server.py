@@ -26,12 +26,15 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
+        made = socket.create_server((str(address[0]), port), family=family, backlog=_BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise CamkitError(f"Port {port} of {host} is in use; choose another with --port.") from None
         reason = (error.strerror or str(error)).lower()
         raise CamkitError(f"camkit cannot listen on port {port} of {host}: {reason}.") from None
+    # asyncio sends at once only on sockets that say that they are TCP; else a short answer waits 40 ms for its headers
+    # to be acknowledged
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
 
 
 def address_of(listening: socket.socket) -> str:
