@@ -7,7 +7,7 @@ and is computed once for the images and repeated for their perturbed copies.
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import TreeSpec, tree_unflatten
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from camkit.cut import Forward, Layer, element, frozen, lock, with_element
 
@@ -39,12 +37,12 @@ class Bypass:
     """One value that the head needs besides the activations.
 
     `dimension` is the one that holds the images of the batch, None for values that are the same for all batches. A
-    `size` is a number computed from the batch size, and no tensor.
+    `size` computes a number, and no tensor, from the batch size.
     """
 
     node: Node
     dimension: int | None = None
-    size: Any = None
+    size: Callable[[int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class HeadGraph:
     head: GraphModule
     trunk: GraphModule
     bypasses: tuple[Bypass, ...]
-    symbol: Any
     structure: TreeSpec
 
     def prepare(self, images: Tensor) -> list[Any]:
@@ -66,9 +63,7 @@ class HeadGraph:
     def run(self, output: Tensor, prepared: list[Any], times: int) -> Any:
         """The model's output for `output` [n * B, ...] in place of the layer's, n = `times` copies of the batch."""
         values = [
-            sympy_interp(PythonReferenceAnalysis, {self.symbol: output.shape[0]}, bypass.size)
-            if bypass.size is not None
-            else _repeated(value, bypass.dimension, times)
+            bypass.size(output.shape[0]) if bypass.size is not None else _repeated(value, bypass.dimension, times)
             for bypass, value in zip(self.bypasses, prepared, strict=True)
         ]
         return tree_unflatten(list(self.head(output, *values)), self.structure)
@@ -136,7 +131,6 @@ def _build(module: nn.Module, layer: Layer, images: Tensor) -> HeadGraph:
         head=_copy(owner, graph, [start, *(bypass.node for bypass in bypasses)], behind, list(result.args[0])),
         trunk=_trunk(owner, graph, image, [bypass.node for bypass in bypasses if bypass.size is None]),
         bypasses=bypasses,
-        symbol=symbol,
         structure=structure,
     )
 
@@ -192,13 +186,21 @@ def _crossing(graph: Graph, behind: set[Node], start: Node) -> list[Node]:
 def _bypass(node: Node, symbol: Any) -> Bypass:
     value = node.meta.get("val")
     if isinstance(value, torch.SymInt):
-        return Bypass(node, size=value.node.expr)
+        return Bypass(node, size=_of_batch(value.node.expr, symbol))
     if not isinstance(value, Tensor):
         raise NoHead(f"the value '{node.name}', which bypasses the layer, is no tensor")
     batched = [place for place, size in enumerate(value.shape) if symbol in _symbols(size)]
     if len(batched) > 1:
         raise NoHead(f"the value '{node.name}', which bypasses the layer, holds the batch in several dimensions")
     return Bypass(node, dimension=batched[0] if batched else None)
+
+
+def _of_batch(expression: Any, symbol: Any) -> Callable[[int], Any]:
+    # torch.export has imported them by now; where no head is taken they would only be slow to import
+    from torch.utils._sympy.interp import sympy_interp
+    from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+    return lambda batch: sympy_interp(PythonReferenceAnalysis, {symbol: batch}, expression)
 
 
 def _symbols(size: Any) -> Any:

@@ -1,7 +1,8 @@
 """What is installed: plugins found through entry points, each item looked up by name, and what is broken and why.
 
 A plugin is loaded in a guard: whatever it raises is kept as its reason, shown by ``camkit plugins``, and said when the
-item is asked for. Nothing that a third party does breaks camkit itself.
+item is asked for. Nothing that a third party does breaks camkit itself. The items of a kind are read when the first of
+them is asked for, so that what only other kinds need is not imported.
 """
 
 import importlib
@@ -10,11 +11,11 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -24,8 +25,10 @@ from camkit.errors import CamkitError, CamkitWarning, unknown
 GROUP = "camkit"
 FIRST_PARTY = "camkit"
 
-# Kinds in the order in which they must be read (methods name quantities), with what understands each: by name, since
-# those modules look things up here.
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+# Kinds, with what understands each: by name, since those modules look things up here.
 _PARSERS = {
     "quantity": "camkit.quantities:Quantity",
     "target": "camkit.targets:TargetFunction",
@@ -70,25 +73,24 @@ class Plugin:
     error: str | None = None
 
 
-@dataclass
 class Registry:
     """The installed plugins and their items. Use `registry()`; make one only to load another selection."""
 
-    selected: frozenset[str] | None = None
-    plugins: list[Plugin] = field(default_factory=list)
-    _items: dict[str, dict[str, Item]] = field(default_factory=dict)
-    _adapter_files: list[tuple[str, Path]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, selected: frozenset[str] | None = None) -> None:
+        self.selected = selected
         self._manager = pluggy.PluginManager("camkit")
         self._manager.add_hookspecs(hookspecs)
-        self._items = {kind: {} for kind in _PARSERS}
-        loaded = list(self._load())
+        self._plugins: list[Plugin] = []
+        self._items: dict[str, dict[str, Item] | None] = {}
+        self._loaded = list(self._load())
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """Every entry point; all that they contribute is read, to find out what is broken."""
         for kind in _PARSERS:
-            for entry, module in loaded:
-                self._read(kind, entry, module)
-        for entry, module in loaded:
-            self._read_adapters(entry, module)
+            self._of(kind)
+        self.adapter_files()
+        return self._plugins
 
     def get(self, kind: str, name: str) -> Any:
         """The item of that kind and name (``name`` or ``distribution:name``).
@@ -96,10 +98,10 @@ class Registry:
         Raises:
             CamkitError: there is no such item (the nearest names are suggested), or it is broken (the reason is said).
         """
-        item = self._items[kind].get(name)
+        item = self._of(kind).get(name)
         label = kind.replace("_", " ")
         if item is None:
-            broken = [f"{p.distribution} ({p.error})" for p in self.plugins if p.error]
+            broken = [f"{p.distribution} ({p.error})" for p in self._plugins if p.error]
             error = unknown(label, name, self.names(kind))
             if broken:
                 raise CamkitError(f"{error} Some plugins could not be loaded: {'; '.join(broken)}")
@@ -110,14 +112,14 @@ class Registry:
 
     def items(self, kind: str) -> list[Item]:
         """Every item of a kind, broken ones too, first-party items first, in order of name."""
-        unique = {item.qualified: item for item in self._items[kind].values()}
+        unique = {item.qualified: item for item in self._of(kind).values()}
         return sorted(
             unique.values(), key=lambda item: (item.distribution != FIRST_PARTY, item.distribution, item.name)
         )
 
     def names(self, kind: str, *, qualified: bool = False) -> list[str]:
         """The bare names of the items of a kind that work; if `qualified`, their ``distribution:name`` too."""
-        working = [name for name, item in self._items[kind].items() if not item.error]
+        working = [name for name, item in self._of(kind).items() if not item.error]
         return sorted(name for name in working if qualified or ":" not in name)
 
     def values(self, kind: str) -> list[Any]:
@@ -129,8 +131,12 @@ class Registry:
         return sorted(self._adapter_files, key=lambda pair: pair[0] == FIRST_PARTY)
 
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of items, in the order in which they are read."""
+        """The kinds of items."""
         return tuple(_PARSERS)
+
+    def _of(self, kind: str) -> dict[str, Item]:
+        """The items of a kind by their names, bare and qualified."""
+        return _once(self._items, kind, partial(self._read, kind))
 
     def _load(self) -> Iterator[tuple[EntryPoint, Any]]:
         found = sorted(entry_points(group=GROUP), key=lambda entry: (not _is_first_party(entry), _distribution(entry)))
@@ -147,14 +153,14 @@ class Registry:
             except (Exception, SystemExit) as exception:
                 if self._manager.has_plugin(name):
                     self._manager.unregister(name=name)
-                self.plugins.append(replace(listed, error=_reason(exception)))
+                self._plugins.append(replace(listed, error=_reason(exception)))
                 continue
-            self.plugins.append(listed)
+            self._plugins.append(listed)
             yield entry, module
         installed = {_normal(_distribution(entry)) for entry in found}
         for absent in sorted((self.selected or frozenset()) - installed):
             reason = "CAMKIT_PLUGINS names it, but no such distribution with a camkit plugin is installed."
-            self.plugins.append(Plugin(absent, "", "", "", reason))
+            self._plugins.append(Plugin(absent, "", "", "", reason))
 
     def _call(self, hook: str, entry: EntryPoint, module: Any) -> list[Any]:
         others = [other for other in self._manager.get_plugins() if other is not module]
@@ -166,49 +172,57 @@ class Registry:
             return []
 
     def _mark_broken(self, entry: EntryPoint, error: str) -> None:
-        for index, known in enumerate(self.plugins):
+        for index, known in enumerate(self._plugins):
             if (known.distribution, known.name) == (_distribution(entry), entry.name):
-                self.plugins[index] = replace(known, error=known.error or error)
+                self._plugins[index] = replace(known, error=known.error or error)
 
-    def _read_adapters(self, entry: EntryPoint, module: Any) -> None:
-        for path in self._call("camkit_adapters", entry, module):
-            try:
-                _named(_ADAPTER_READER)(Path(path))
-            except Exception as exception:
-                self._mark_broken(entry, _reason(exception))
-            else:
-                self._adapter_files.append((_distribution(entry), Path(path)))
-
-    def _read(self, kind: str, entry: EntryPoint, module: Any) -> None:
-        distribution = _distribution(entry)
-        for function in self._call(_HOOKS[kind], entry, module):
-            marks = [mark for mark in plugin.marks(function) if mark.kind == kind]
-            if not marks:
-                self._mark_broken(entry, f"{_HOOKS[kind]} returned {function!r}, which is not marked as a {kind}.")
-            for mark in marks:
-                value, error = function, None
+    @cached_property
+    def _adapter_files(self) -> list[tuple[str, Path]]:
+        found = []
+        for entry, module in self._loaded:
+            for path in self._call("camkit_adapters", entry, module):
                 try:
-                    value = _parser(kind)(function, mark, self)
+                    _named(_ADAPTER_READER)(Path(path))
                 except Exception as exception:
-                    value, error = None, _reason(exception)
-                self._add(Item(kind, mark.name, distribution, value, error))
+                    self._mark_broken(entry, _reason(exception))
+                else:
+                    found.append((_distribution(entry), Path(path)))
+        return found
 
-    def _add(self, item: Item) -> None:
-        known = self._items[item.kind]
-        earlier = known.get(item.name)
-        if item.qualified in known:
-            reason = f"{item.distribution} contributes two of that name."
-            item = Item(item.kind, item.name, item.distribution, None, reason)
-        elif earlier is not None and earlier.distribution != item.distribution:
-            warnings.warn(
-                f"Both {earlier.distribution} and {item.distribution} contribute the {item.kind} '{item.name}': that "
-                f"name means {earlier.qualified}; write {item.qualified} for the other.",
-                CamkitWarning,
-                stacklevel=2,
-            )
-        known[item.qualified] = item
-        if earlier is None or earlier.distribution == item.distribution:
-            known[item.name] = item
+    def _read(self, kind: str) -> dict[str, Item]:
+        found: dict[str, Item] = {}
+        for entry, module in self._loaded:
+            for function in self._call(_HOOKS[kind], entry, module):
+                marks = [mark for mark in plugin.marks(function) if mark.kind == kind]
+                if not marks:
+                    reason = f"{_HOOKS[kind]} returned {function!r}, which is not marked as a {kind}."
+                    self._mark_broken(entry, reason)
+                for mark in marks:
+                    _add(found, self._item(function, mark, _distribution(entry)))
+        return found
+
+    def _item(self, function: Any, mark: plugin.Mark, distribution: str) -> Item:
+        try:
+            return Item(mark.kind, mark.name, distribution, _parser(mark.kind)(function, mark, self))
+        except Exception as exception:
+            return Item(mark.kind, mark.name, distribution, error=_reason(exception))
+
+
+def _add(known: dict[str, Item], item: Item) -> None:
+    earlier = known.get(item.name)
+    if item.qualified in known:
+        reason = f"{item.distribution} contributes two of that name."
+        item = replace(item, value=None, error=reason)
+    elif earlier is not None and earlier.distribution != item.distribution:
+        warnings.warn(
+            f"Both {earlier.distribution} and {item.distribution} contribute the {item.kind} '{item.name}': that "
+            f"name means {earlier.qualified}; write {item.qualified} for the other.",
+            CamkitWarning,
+            stacklevel=2,
+        )
+    known[item.qualified] = item
+    if earlier is None or earlier.distribution == item.distribution:
+        known[item.name] = item
 
 
 Parse = Callable[[Any, plugin.Mark, Registry], Any]
@@ -267,15 +281,24 @@ _loaded: dict[frozenset[str] | None, Registry | None] = {}
 def registry() -> Registry:
     """The registry of this process, loaded once for each value of ``CAMKIT_PLUGINS``."""
     chosen = selection()
+    return _once(_loaded, chosen, partial(Registry, chosen))
+
+
+def _once(known: dict[Key, Value | None], key: Key, make: Callable[[], Value]) -> Value:
+    """What belongs to a key, made when it is first asked for; None stands for what is being made.
+
+    Raises:
+        CamkitError: it is asked for by what makes it.
+    """
     with _lock:
-        if chosen not in _loaded:
-            _loaded[chosen] = None
+        if key not in known:
+            known[key] = None
             try:
-                _loaded[chosen] = Registry(chosen)
+                known[key] = make()
             finally:
-                if _loaded[chosen] is None:
-                    del _loaded[chosen]
-        found = _loaded[chosen]
+                if known[key] is None:
+                    del known[key]
+        found = known[key]
         if found is None:
             raise CamkitError("The registry was asked for an item while plugins are being loaded; ask for it later.")
         return found

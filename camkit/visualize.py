@@ -7,16 +7,18 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from camkit.atomic import write_bytes
 from camkit.errors import CamkitError, unknown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Image = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -176,7 +178,7 @@ def comparison_grid(
     return write_bytes(path, figure_png(figure, resolution))
 
 
-def figure_png(figure: Figure, dots_per_inch: float = 130) -> bytes:
+def figure_png(figure: "Figure", dots_per_inch: float = 130) -> bytes:
     """A figure as a PNG file, in which the software that drew it is not named."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})
@@ -266,8 +268,10 @@ def _draw_name(drawn: Image, name: str, box: tuple[int, int, int], unit: int, co
 
 def _grid(
     cells: Sequence[Sequence[Image | None]], rows: Sequence[str], columns: Sequence[str], title: str | None
-) -> Figure:
+) -> "Figure":
     """The figure; everything is placed in inches, so that cells and letters keep their size whatever the grid."""
+    from matplotlib.figure import Figure
+
     gap, edge = 0.08, 0.15
     cell_width = float(np.clip(16 / len(columns), 1.6, 2.6))
     row_labels = [_wrap(label, 18) for label in rows]

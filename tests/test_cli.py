@@ -90,6 +90,13 @@ def test_the_help_of_every_command_needs_no_torch():
     assert f"camkit {camkit.__version__}" in answer
 
 
+def test_methods_are_read_without_what_other_kinds_need():
+    read = "import json, sys\nfrom camkit.registry import registry\nfound = registry().names('method')\n"
+    names, modules = json.loads(in_a_new_process(f"{read}print(json.dumps([found, sorted(sys.modules)]))"))
+    assert "gradcam" in names
+    assert not {"camkit_export.onnx", "camkit_metrics.deletion", "onnxscript", "sympy"} & {*modules}
+
+
 def test_version():
     done = process("--version")
     assert (done.code, done.out, done.err) == (0, f"camkit {camkit.__version__}\n", "")

@@ -134,6 +134,11 @@ BROKEN_PLUGINS = {
     ),
     "impossible-name": ("@plugin.method('a,b', paper='')\ndef f(): pass", "A method cannot be called 'a,b'"),
     "too-early": ("from camkit.registry import registry\nregistry()", "while plugins are being loaded"),
+    "asks-for-itself": (
+        "from camkit.registry import registry\n@plugin.hookimpl\ndef camkit_methods():\n"
+        "    return registry().values('method')",
+        "camkit_methods failed: The registry was asked for an item while plugins are being loaded",
+    ),
     "adapter-file": (
         "from pathlib import Path\n@plugin.hookimpl\ndef camkit_adapters():\n    return [Path(__file__)]",
         "is not valid TOML",
