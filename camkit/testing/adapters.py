@@ -3,12 +3,10 @@
 Each promise is checked by itself, so that one report tells all that is wrong.
 """
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +17,9 @@ from camkit.errors import CamkitError, CamkitWarning
 from camkit.explain import Explainer
 from camkit.explanation import Explanation
 from camkit.layout import Layout, readings
-from camkit.registry import registry
 from camkit.targets import Target
 from camkit.testing.equality import assert_informative, relative_error
+from camkit.testing.formats import refusals
 from camkit.testing.oracle import Oracle, Reference
 from camkit.walk import walk
 
@@ -267,19 +265,9 @@ class _Check:
 
     def exports_equal_the_oracle(self) -> str:
         # an export is verified against the oracle of this package, so it cannot be imported before it
-        from camkit.exports import Exporter, request
+        from camkit.exports import request
 
-        exporters: list[Exporter] = [one for one in registry().values("exporter") if one.checked]
-        asked = request(self.explainer, target=self.target.name, images=self.images)
-        with tempfile.TemporaryDirectory() as folder:
-            for exporter in exporters:
-                path = Path(folder) / f"adapter{exporter.suffix}"
-                try:
-                    exporter.function(asked, path)
-                    self.report.exports[exporter.name] = ""
-                except CamkitError as error:
-                    self.report.exports[exporter.name] = str(error)
-                path.unlink(missing_ok=True)
+        self.report.exports = refusals(request(self.explainer, target=self.target.name, images=self.images))
         broken = {name: reason for name, reason in self.report.exports.items() if reason}
         if broken:
             raise AssertionError(" ".join(f"{name}: {reason}" for name, reason in broken.items()))

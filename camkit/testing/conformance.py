@@ -3,12 +3,10 @@
 Each check is named after its promise, and fails with a sentence that says it.
 """
 
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +19,10 @@ from camkit.layout import NCHW
 from camkit.methods import Method, as_method
 from camkit.plan import Plan
 from camkit.quantities import Pass
-from camkit.registry import registry
 from camkit.targets import Target
 from camkit.testing.equality import assert_agrees
 from camkit.testing.examples import at_least_two
+from camkit.testing.formats import refusals
 from camkit.testing.models import SmallConvNet, SmallPooledNet, SmallTransformer, random_images
 from camkit.testing.oracle import Oracle, in_double
 from camkit.testing.promises import options_have_types, repeatable, without_global_draws
@@ -242,28 +240,18 @@ def _the_result_equals_the_oracle(case: Case, explanation: Explanation) -> None:
 
 def _every_export_equals_the_oracle(case: Case) -> None:
     # an export is verified against the oracle of this package, so it cannot be imported before it
-    from camkit.exports import Exporter, export
+    from camkit.exports import request
 
-    exporters: list[Exporter] = [one for one in registry().values("exporter") if one.checked]
-    with tempfile.TemporaryDirectory() as folder:
-        for exporter in exporters:
-            path = Path(folder) / f"method{exporter.suffix}"
-            try:
-                export(
-                    case.explainer,
-                    path,
-                    case.given,
-                    layer=case.layer,
-                    options=case.options,
-                    images=case.images,
-                    relu=False,
-                )
-            except CamkitError as error:
-                raise _broken(
-                    case,
-                    f"could not be exported to {exporter.name}: {error}",
-                    "a method whose quantities can all be traced can be exported, and agrees with the oracle there",
-                ) from error
+    promise = "a method whose quantities can all be traced can be exported, and agrees with the oracle there"
+    try:
+        asked = request(
+            case.explainer, case.given, layer=case.layer, options=case.options, images=case.images, relu=False
+        )
+    except CamkitError as error:
+        raise _broken(case, f"could not be exported: {error}", promise) from error
+    for name, reason in refusals(asked).items():
+        if reason:
+            raise _broken(case, f"could not be exported to {name}: {reason}", promise)
 
 
 def _degenerate_input_gives_finite_maps(case: Case) -> None:
