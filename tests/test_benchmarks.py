@@ -46,7 +46,7 @@ def test_a_quick_run_fills_every_table(tmp_path: Path) -> None:
         assert all(math.isfinite(number) and number > 0 for number in numbers), (name, cell)
 
 
-@pytest.mark.parametrize(("model", "size"), [("resnet18", 64), ("vit_b_16", 224)])
+@pytest.mark.parametrize(("model", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
 def test_the_contestants_make_the_same_map(model: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import contestants

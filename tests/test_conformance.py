@@ -39,7 +39,9 @@ def test_methods_that_cannot_be_traced_say_so():
     assert expected <= cannot
 
 
-@pytest.mark.parametrize("name", [pytest.param("torchvision:resnet18", marks=pytest.mark.slow), "timm:vit", "demo:vgg"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("torchvision:resnet18", "timm:vit")), "demo:vgg"]
+)
 def test_the_kit_takes_any_model(name, random_model):
     check_method("gradcam", Explainer(random_model(name)), zoo.inputs(name, 2, 64 if "resnet" in name else 48))
 

@@ -259,7 +259,14 @@ def test_default_weights_have_their_own_number_of_classes(tmp_path: Path) -> Non
         load_model("timm:resnetblur18")
 
 
-@pytest.mark.parametrize("spec", ["torchvision:squeezenet1_1", "timm:resnet10t", "timm:hf-hub:nobody/nothing"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "torchvision:squeezenet1_1",
+        pytest.param("timm:resnet10t", marks=pytest.mark.slow),
+        pytest.param("timm:hf-hub:nobody/nothing", marks=pytest.mark.slow),
+    ],
+)
 def test_hub_that_cannot_be_reached(spec: str, tmp_path: Path) -> None:
     """Nothing listens on port 9 of this machine; the proxy variables lead both download clients there."""
     program = f"""

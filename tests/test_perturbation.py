@@ -401,7 +401,13 @@ def test_a_batch_gives_what_single_images_give(name, method, options, random_mod
     assert relative_error(together[:1], together[1:2]).max() > 1e-2, "the images must have different maps"
 
 
-@pytest.mark.parametrize(("method", "options"), EVERY)
+# one for each quantity that runs in chunks
+CHUNKED = ("ablationcam", "scorecam", "smoothgradcam++")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [pytest.param(*row, marks=() if row[0] in CHUNKED else pytest.mark.slow) for row in EVERY]
+)
 def test_chunks_of_one_give_the_same_map(method, options):
     images = zoo.images(2, 48)
     found = engine("timm:resnet", "layer3", images, method, options, memory=1)

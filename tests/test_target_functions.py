@@ -375,7 +375,14 @@ def test_box_score_of_faster_rcnn_equals_grad_cam():
     assert found.targets.tolist() == labels.tolist()
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("fasterrcnn_resnet50_fpn", marks=pytest.mark.slow),
+        "retinanet_resnet50_fpn",
+        pytest.param("fcos_resnet50_fpn", marks=pytest.mark.slow),
+    ],
+)
 def test_box_score_is_the_score_that_the_detector_gave(name):
     model, images = zoo.watch(detector(name)), zoo.images(2, SIZE)
     with torch.no_grad():

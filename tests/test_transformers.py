@@ -326,7 +326,7 @@ def test_what_takes_no_images_is_refused():
         Explainer(model)(zoo.images(2))
 
 
-@pytest.mark.parametrize("name", ["dinov2 with registers", "convnext"])
+@pytest.mark.parametrize("name", ["dinov2 with registers", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_an_exported_graph_agrees_with_the_model(name, saved, tmp_path):
     explainer = Explainer(load_model(spec(saved(name))))
     images = zoo.images(3, ALL[name].side, seed=5)

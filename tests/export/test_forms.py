@@ -170,6 +170,7 @@ def test_everything_at_once_as_onnx(exported, explainer):
             agree(result.maps[:, rank], expected.maps, 2e-2)
 
 
+@pytest.mark.slow
 def test_openvino_runs_every_form_alike(exported):
     openvino = pytest.importorskip("openvino")
     session = exported("pictures and classes", ".onnx", top_k=2, frame_size=(64, 80), half=True)

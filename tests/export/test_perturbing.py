@@ -57,27 +57,27 @@ def test_chunks_give_what_the_whole_gives(explainer, tmp_path, monkeypatch):
     assert np.abs(maps[0] - maps[1]).max() <= 1e-6 * np.abs(maps[0]).max()
 
 
-class ChannelsLast(nn.Module):
-    """As a ConvNeXt of timm: the head pools activations that lie channels last in memory."""
+class Pooled(nn.Module):
+    """A head that pools what lies channels last in memory, as a ConvNeXt of timm, or tokens, as a Swin of transformers."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: nn.Module) -> None:
         super().__init__()
         self.features = nn.Conv2d(3, 6, 3, stride=4)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = pool
         self.classifier = nn.Linear(6, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        activations = self.features(images).to(memory_format=torch.channels_last)
-        return self.classifier(self.pool(activations.sin()).flatten(1))
+        activations = self.features(images).to(memory_format=torch.channels_last).sin()
+        if isinstance(self.pool, nn.AdaptiveAvgPool1d):
+            activations = activations.flatten(2)
+        return self.classifier(self.pool(activations).flatten(1))
 
 
-def test_heads_that_pool_channels_last(tmp_path):
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool1d(1), nn.AdaptiveAvgPool2d(1)], ids=str)
+def test_heads_that_pool_channels_last(pool, tmp_path):
     torch.manual_seed(0)
     report = camkit.export(
-        Explainer(ChannelsLast().eval(), "features"),
-        tmp_path / "pooled.onnx",
-        "reciprocam",
-        images=zoo.images(2, SIZE),
+        Explainer(Pooled(pool).eval(), "features"), tmp_path / "pooled.onnx", "reciprocam", images=zoo.images(2, SIZE)
     )
     assert any(check.name == "map against the oracle" and check.images for check in report.checks)
 
