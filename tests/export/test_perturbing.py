@@ -58,7 +58,7 @@ def test_chunks_give_what_the_whole_gives(explainer, tmp_path, monkeypatch):
 
 
 class Pooled(nn.Module):
-    """A head that pools what lies channels last in memory, as a ConvNeXt of timm, or tokens, as a Swin of transformers."""
+    """Its head pools tokens, as a Swin of transformers, or what lies channels last, as in a ConvNeXt of timm."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
