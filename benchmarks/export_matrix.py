@@ -8,7 +8,8 @@ import argparse
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,7 +18,7 @@ import torch
 
 import camkit
 from camkit.errors import CamkitError, CamkitWarning
-from camkit.exports import request
+from camkit.exports import ExportRequest, find_exporter, request
 from camkit.journal import Journal
 from camkit.registry import registry
 from camkit.testing.weights import restrain_batch_norms, vary_constants
@@ -55,27 +56,33 @@ def main() -> None:
         task = progress.add_task("", total=len(options.families) * len(options.formats))
         for family in options.families:
             explainer, images = _model(FAMILIES[family])
-            methods = []
+            # what is right is worked out for the first format alone
+            asked = cache(partial(_request, explainer, images))
+            methods: tuple[str, ...] = ()
             for method in _methods(options.methods):
                 try:
-                    request(explainer, method, options=_own(method), images=images)
-                    methods.append(method)
+                    _request(explainer, images, (method,))
+                    methods = (*methods, method)
                 except CamkitError as error:
                     refusals[method, family] = str(error)
             for name in options.formats:
                 progress.update(task, description=f"{family}, {name}")
                 if not _recorded(record, family, name, errors, refusals):
-                    _export(explainer, images, methods, family, name, errors, refusals)
+                    _export(asked, methods, family, name, errors, refusals)
                     _keep(record, family, name, errors, refusals)
                 progress.advance(task)
     text = document(errors, refusals, options.families, options.formats, command(options.write))
     show(text, options.write)
 
 
+def _request(explainer: camkit.Explainer, images: torch.Tensor, methods: tuple[str, ...]) -> ExportRequest:
+    given = {name: value for name, value in OPTIONS.items() if name.partition(".")[0] in methods}
+    return request(explainer, methods, options=given, images=images)
+
+
 def _export(
-    explainer: camkit.Explainer,
-    images: torch.Tensor,
-    methods: Sequence[str],
+    asked: Callable[[tuple[str, ...]], ExportRequest],
+    methods: tuple[str, ...],
     family: str,
     name: str,
     errors: Errors,
@@ -83,17 +90,15 @@ def _export(
 ) -> None:
     """One file of all the methods; where that fails, one for each half of them, so that it is known which fails."""
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"all{FORMATS[name]}"
         try:
-            given = {key: value for method in methods for key, value in _own(method).items()}
-            report = camkit.export(
-                explainer, Path(folder) / f"all{FORMATS[name]}", methods, options=given, images=images
-            )
+            report = find_exporter(path).function(asked(methods), path)
         except CamkitError as error:
             if len(methods) == 1:
                 refusals[methods[0], family] = f"{name}: {error}"
                 return
             for half in (methods[: len(methods) // 2], methods[len(methods) // 2 :]):
-                _export(explainer, images, half, family, name, errors, refusals)
+                _export(asked, half, family, name, errors, refusals)
             return
     for method in methods:
         checks = [
@@ -147,10 +152,6 @@ def _model(spec: str) -> tuple[camkit.Explainer, torch.Tensor]:
 
 def _methods(wanted: Sequence[str]) -> list[str]:
     return [one.name for one in registry().values("method") if one.kind == "map" and (not wanted or one.name in wanted)]
-
-
-def _own(method: str) -> Mapping[str, object]:
-    return {key: value for key, value in OPTIONS.items() if key.startswith(f"{method}.")}
 
 
 def document(

@@ -1,11 +1,11 @@
 """Export of an explanation: what an exporter plugin is given, what it gives back, and how the file suffix finds it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # What is told of each map of a graph.
 MAP_FACTS = ("method", "layer", "options", "class_specific")
 
+T = TypeVar("T")
 Explain = Callable[..., tuple[Tensor, ...]]
 Reference = Callable[..., tuple[Tensor, Tensor]]
 
@@ -38,7 +39,7 @@ Reference = Callable[..., tuple[Tensor, Tensor]]
 class ExportRequest:
     """One or several explanations of a model, ready to be traced into one graph.
 
-    Several formats can be written from one request, which is then traced once.
+    Several formats can be written from one request, which is then traced once, and its oracle asked once.
 
     Attributes:
         explain: ``(images, class_index [B] int64, *inputs) -> (logits [B, classes], map [B, h, w] signed, …,
@@ -78,6 +79,14 @@ class ExportRequest:
     half: bool = False
     dynamic_size: bool = False
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    _found: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+
+    def once(self, what: Hashable, find: Callable[[], T]) -> T:
+        """What holds for the files of every format, found for the first of them and kept as long as the request."""
+        if what not in self._found:
+            self._found[what] = find()
+        found: T = self._found[what]
+        return found
 
     def heatmaps(self, maps: Tensor, images: Tensor) -> Tensor:
         """Heatmaps [B, H, W], or [B, k, H, W], of maps [B, h, w], or [B, k, h, w], as large as the images."""

@@ -30,7 +30,7 @@ from camkit_export.agreement import (
     untied,
     worst,
 )
-from camkit_export.inputs import SEED, Sample, random_classes, random_further
+from camkit_export.inputs import SEED, Sample, digest, random_classes, random_further
 from camkit_export.session import Floats, Integers, Pixels, Result
 
 if TYPE_CHECKING:
@@ -87,9 +87,13 @@ class Truth:
 
 
 def truth(request: "ExportRequest", sample: Sample) -> Truth:
-    """What is right for images of one kind."""
-    cases = [_case(request, batch, SEED + len(batch), twins=sample.strict) for batch in sample.batches]
-    return _compared_with_eager(request, sample, cases)
+    """What is right for images of one kind; worked out once for all files of a request."""
+
+    def found() -> Truth:
+        cases = [_case(request, batch, SEED + len(batch), twins=sample.strict) for batch in sample.batches]
+        return _compared_with_eager(request, sample, cases)
+
+    return request.once((sample.kind, digest(*sample.batches)), found)
 
 
 def clear_case(request: "ExportRequest", sample: Sample, seed: int) -> tuple[Case, Tolerances]:

@@ -2,9 +2,9 @@
 
 import operator
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,14 +106,9 @@ def installed_rules() -> tuple[dict[Any, Callable[..., Any]], list[type]]:
     return rules, modes
 
 
-_graphs: "weakref.WeakKeyDictionary[ExportRequest, Graph]" = weakref.WeakKeyDictionary()
-
-
 def traced(request: ExportRequest) -> Graph:
     """The graph of a request by the rules of all plugins, traced once however many formats are written from it."""
-    if request not in _graphs:
-        _graphs[request] = trace(request)
-    return _graphs[request]
+    return request.once("graph", partial(trace, request))
 
 
 def trace(

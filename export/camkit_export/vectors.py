@@ -6,6 +6,7 @@ Their images regenerate from a seed.
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def compare_stored(session: Session) -> tuple[Comparison, ...]:
 
 def make_vectors(request: "ExportRequest") -> list[dict[str, Any]]:
     """Test vectors of every part as JSON values: a seed, classes, the oracle's answers and the tolerances."""
-    return [_vectors_of(part) for part in request.parts or (request,)]
+    return [part.once("vectors", partial(_vectors_of, part)) for part in request.parts or (request,)]
 
 
 def _vectors_of(request: "ExportRequest") -> dict[str, Any]:

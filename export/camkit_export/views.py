@@ -1,13 +1,12 @@
 """Single maps of a session: what a file that holds several, or several classes, is compared by."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from camkit_export.inputs import digest
 from camkit_export.session import Integers, Result, Session
 
 # The batches of one kind of images, and one more.
@@ -25,10 +24,7 @@ class Answers:
         self, images: NDArray[Any], classes: Integers | None, further: Mapping[str, NDArray[Any]]
     ) -> list[Result]:
         """As `Session.results`."""
-        given = hashlib.sha256()
-        for values in (images, np.zeros(0) if classes is None else classes, *further.values()):
-            given.update(f"{values.dtype} {values.shape} ".encode() + values.tobytes())
-        key = given.digest()
+        key = digest(images, *(() if classes is None else (classes,)), *further.values())
         if key not in self._kept:
             if len(self._kept) == _KEPT:
                 del self._kept[next(iter(self._kept))]

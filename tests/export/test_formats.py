@@ -1,6 +1,10 @@
 """A third party's format is one small file that uses `publish`; formats and rules are found through the hooks."""
 
+import gc
 import sys
+import weakref
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ from camkit.exports import ExportReport, ExportRequest
 from camkit.registry import registry
 from camkit_export.publish import publish
 from camkit_export.session import Session
+from camkit_export.torchscript import export_torchscript
 from camkit_export.trace import Graph
 
 
@@ -46,6 +51,30 @@ def test_a_format_of_somebody_else(small, tmp_path):
     assert all(check.passed for check in report.checks)
     result = ProgramSession(report.path)(np.ones((2, *small.image_shape), np.float32))
     assert result.heatmaps.shape == (2, 45, 38)
+
+
+def test_what_holds_for_every_format_is_found_once_and_forgotten_with_the_request(small, tmp_path):
+    calls = Counter()
+
+    def counting(name, function):
+        def counted(*given):
+            calls[name] += 1
+            return function(*given)
+
+        return counted
+
+    asked = replace(small, oracle=counting("oracle", small.oracle), explain=counting("eager", small.explain))
+    export_torchscript(asked, tmp_path / "a.pt")
+    once = calls.copy()
+    assert once["oracle"] > 10
+    assert once["eager"] > 4
+    export_torchscript(asked, tmp_path / "b.pt")
+    export_program(asked, tmp_path / "c.pt2")
+    assert calls == once
+    forgotten = weakref.ref(asked)
+    del asked
+    gc.collect()
+    assert forgotten() is None
 
 
 def test_formats_are_registered():
