@@ -15,7 +15,7 @@ from torch import nn
 
 from camkit.check import Check
 from camkit.errors import CamkitError
-from camkit_export.inputs import real_sample
+from camkit_export.inputs import SEED, random_classes, real_sample
 from camkit_export.onnx import export_onnx
 from camkit_export.publish import publish
 from camkit_export.session import OnnxSession, Result, Session
@@ -101,6 +101,22 @@ def test_frozen_method_is_caught(small, tmp_path, export):
     with pytest.raises(CamkitError, match=r"map against the oracle: .*allowed 1e-03"):
         export(dataclasses.replace(small, explain=explain), tmp_path / f"a{suffix}")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_class_for_which_maps_are_all_zero_proves_nothing_and_another_one_is_taken(small, tmp_path):
+    """As of a method that has a ReLU inside: of untrained models half of the classes may have no map."""
+    zeroed = int(random_classes(SEED + 8, 8, small.classes)[-2])
+
+    def explain(images, class_index):
+        logits, maps, explained = small.explain(images, class_index)
+        return logits, maps * (explained != zeroed).float()[:, None, None], explained
+
+    def oracle(images, class_index, inputs=None):
+        logits, maps = small.oracle(images, class_index)
+        return logits, maps * (class_index != zeroed)[:, None, None]
+
+    asked = dataclasses.replace(small, explain=explain, oracle=oracle)
+    assert all(check.passed for check in export_torchscript(asked, tmp_path / "a.pt").checks)
 
 
 def test_old_file_survives_a_failed_export(small, tmp_path):
