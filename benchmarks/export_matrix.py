@@ -6,6 +6,7 @@ hours: with --record what is done of a family in a format is kept in a file, and
 
 import argparse
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -88,7 +89,7 @@ def _export(
     errors: Errors,
     refusals: Refusals,
 ) -> None:
-    """One file of all the methods; where that fails, one for each half of them, so that it is known which fails."""
+    """One file of all the methods; where that fails, several, so that it is known which fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"all{FORMATS[name]}"
         try:
@@ -97,8 +98,8 @@ def _export(
             if len(methods) == 1:
                 refusals[methods[0], family] = f"{name}: {error}"
                 return
-            for half in (methods[: len(methods) // 2], methods[len(methods) // 2 :]):
-                _export(asked, half, family, name, errors, refusals)
+            for part in _apart(methods, str(error)):
+                _export(asked, part, family, name, errors, refusals)
             return
     for method in methods:
         checks = [
@@ -109,6 +110,14 @@ def _export(
             and "heatmap" not in check.name
         ]
         errors[method, family, name] = max(check.error for check in checks)
+
+
+def _apart(methods: tuple[str, ...], reason: str) -> list[tuple[str, ...]]:
+    """Those that the reason names each by itself, and the others; where it names none or all, two halves."""
+    named = [method for method in methods if re.search(rf"(?<![\w+-]){re.escape(method)}(__|,|')", reason)]
+    if named and len(named) < len(methods):
+        return [*((method,) for method in named), tuple(method for method in methods if method not in named)]
+    return [methods[: len(methods) // 2], methods[len(methods) // 2 :]]
 
 
 def _recorded(record: Journal | None, family: str, name: str, errors: Errors, refusals: Refusals) -> bool:
