@@ -36,7 +36,9 @@ FAMILIES = {
     "NFNet": "timm:test_nfnet",
     "Swin": "timm:swin_tiny_patch4_window7_224",
 }
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
+# Compiling takes minutes for each family.
+QUICK = ("onnx", "torchscript", "pt2")
 # How many noisy images, steps of a path, and so on; as many as keep the run short.
 OPTIONS = {"integrated-gradcam.steps": 8}
 
@@ -218,7 +220,7 @@ def _listed(names: Sequence[str]) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(QUICK))
     parser.add_argument("--methods", nargs="+", default=[], help="by default all that give maps")
     parser.add_argument("--record", type=Path, help="JSON lines of what is done, such as docs/export-matrix.jsonl")
     parser.add_argument("--write", type=Path, help="the page to write, such as docs/export-matrix.md")
