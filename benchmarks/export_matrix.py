@@ -19,7 +19,7 @@ import torch
 
 import camkit
 from camkit.errors import CamkitError, CamkitWarning
-from camkit.exports import ExportRequest, find_exporter, request
+from camkit.exports import Exporter, ExportRequest, request
 from camkit.journal import Journal
 from camkit.registry import registry
 from camkit.testing.weights import restrain_batch_norms, vary_constants
@@ -36,9 +36,9 @@ FAMILIES = {
     "NFNet": "timm:test_nfnet",
     "Swin": "timm:swin_tiny_patch4_window7_224",
 }
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "aotinductor": ".aoti.pt2"}
-# Compiling takes minutes for each family.
 QUICK = ("onnx", "torchscript", "pt2")
+# Compiling takes minutes for each family.
+FORMATS = (*QUICK, "aotinductor")
 # How many noisy images, steps of a path, and so on; as many as keep the run short.
 OPTIONS = {"integrated-gradcam.steps": 8}
 
@@ -61,17 +61,17 @@ def main() -> None:
             explainer, images = _model(FAMILIES[family])
             # what is right is worked out for the first format alone
             asked = cache(partial(_request, explainer, images))
-            methods: tuple[str, ...] = ()
+            methods = []
             for method in _methods(options.methods):
                 try:
-                    _request(explainer, images, (method,))
-                    methods = (*methods, method)
+                    asked((method,))
+                    methods.append(method)
                 except CamkitError as error:
                     refusals[method, family] = str(error)
             for name in options.formats:
                 progress.update(task, description=f"{family}, {name}")
                 if not _recorded(record, family, name, errors, refusals):
-                    _export(asked, methods, family, name, errors, refusals)
+                    _export(asked, tuple(methods), family, name, errors, refusals)
                     _keep(record, family, name, errors, refusals)
                 progress.advance(task)
     text = document(errors, refusals, options.families, options.formats, command(options.write))
@@ -92,10 +92,10 @@ def _export(
     refusals: Refusals,
 ) -> None:
     """One file of all the methods; where that fails, several, so that it is known which fails."""
+    exporter: Exporter = registry().get("exporter", name)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"all{FORMATS[name]}"
         try:
-            report = find_exporter(path).function(asked(methods), path)
+            report = exporter.function(asked(methods), Path(folder) / f"all{exporter.suffix}")
         except CamkitError as error:
             if len(methods) == 1:
                 refusals[methods[0], family] = f"{name}: {error}"

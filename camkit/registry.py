@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ _PARSERS = {
     "decomposition": None,
     "exporter": "camkit.exports:Exporter",
 }
+_ADAPTERS = "camkit_adapters"
 _ADAPTER_READER = "camkit.adapter_files:load_adapters"
 _HOOKS = {kind: f"camkit_{kind[:-1]}ies" if kind.endswith("y") else f"camkit_{kind}s" for kind in _PARSERS}
 
@@ -82,6 +83,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._plugins: list[Plugin] = []
         self._items: dict[str, dict[str, Item] | None] = {}
+        self._adapter_files: dict[str, list[tuple[str, Path]] | None] = {}
         self._loaded = list(self._load())
 
     @property
@@ -128,7 +130,8 @@ class Registry:
 
     def adapter_files(self) -> list[tuple[str, Path]]:
         """(distribution, path) of every adapter file that can be read, third-party files before first-party ones."""
-        return sorted(self._adapter_files, key=lambda pair: pair[0] == FIRST_PARTY)
+        found = _once(self._adapter_files, _ADAPTERS, self._read_adapters)
+        return sorted(found, key=lambda pair: pair[0] == FIRST_PARTY)
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds of items."""
@@ -176,11 +179,10 @@ class Registry:
             if (known.distribution, known.name) == (_distribution(entry), entry.name):
                 self._plugins[index] = replace(known, error=known.error or error)
 
-    @cached_property
-    def _adapter_files(self) -> list[tuple[str, Path]]:
+    def _read_adapters(self) -> list[tuple[str, Path]]:
         found = []
         for entry, module in self._loaded:
-            for path in self._call("camkit_adapters", entry, module):
+            for path in self._call(_ADAPTERS, entry, module):
                 try:
                     _named(_ADAPTER_READER)(Path(path))
                 except Exception as exception:

@@ -139,6 +139,11 @@ BROKEN_PLUGINS = {
         "    return registry().values('method')",
         "camkit_methods failed: The registry was asked for an item while plugins are being loaded",
     ),
+    "asks-for-its-adapters": (
+        "from camkit.registry import registry\n@plugin.hookimpl\ndef camkit_adapters():\n"
+        "    return registry().adapter_files()",
+        "camkit_adapters failed: The registry was asked for an item while plugins are being loaded",
+    ),
     "adapter-file": (
         "from pathlib import Path\n@plugin.hookimpl\ndef camkit_adapters():\n    return [Path(__file__)]",
         "is not valid TOML",

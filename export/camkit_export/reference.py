@@ -7,6 +7,8 @@ or of which eager PyTorch shows that float32 is not enough.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,14 +92,14 @@ class Truth:
 
 def truth(request: "ExportRequest", sample: Sample) -> Truth:
     """What is right for images of one kind; worked out once for all files of a request."""
+    return request.once((sample.kind, digest(*sample.batches)), partial(_truth, request, sample))
 
-    def found() -> Truth:
-        *batches, largest = sample.batches
-        cases = [_case(request, batch, SEED + len(batch)) for batch in batches]
-        last = _case_with_twins(request, largest) if sample.strict else _case(request, largest, SEED + len(largest))
-        return _compared_with_eager(request, sample, [*cases, last])
 
-    return request.once((sample.kind, digest(*sample.batches)), found)
+def _truth(request: "ExportRequest", sample: Sample) -> Truth:
+    *batches, largest = sample.batches
+    cases = [_case(request, batch, SEED + len(batch)) for batch in batches]
+    largest_case = _case_with_twins if sample.strict else _case
+    return _compared_with_eager(request, sample, [*cases, largest_case(request, largest, SEED + len(largest))])
 
 
 def clear_case(request: "ExportRequest", sample: Sample, seed: int) -> tuple[Case, Tolerances]:
@@ -166,14 +168,14 @@ def _case(request: "ExportRequest", images: Floats | Pixels, seed: int, *, twins
     return Case(images, classes, answer.logits, answer.maps, heat, np.full(len(images), ""), further=further)
 
 
-def _case_with_twins(request: "ExportRequest", images: Floats | Pixels) -> Case:
+def _case_with_twins(request: "ExportRequest", images: Floats | Pixels, seed: int) -> Case:
     """The case of classes by which a frozen map can be told; there are maps that are all zero for some."""
     tolerance = HALF_TOLERANCE if request.half else LOOSEST
-    for draw in range(_DRAWS if request.rank is None else 1):
-        case = _case(request, images, SEED + len(images) + draw, twins=True)
-        if _constancy(request, case, tolerance) is None:
-            break
-    return case
+    draws = range(seed, seed + (_DRAWS if request.rank is None else 1))
+    cases = (_case(request, images, draw, twins=True) for draw in draws)
+    first = next(cases)
+    # where none can, what is allowed may still be narrower than what is taken for constant here
+    return next((case for case in chain([first], cases) if _constancy(request, case, tolerance) is None), first)
 
 
 def _only_ties(request: "ExportRequest", case: Case) -> Case:

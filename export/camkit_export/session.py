@@ -264,9 +264,10 @@ class Session(ABC):
             raise CamkitError(
                 f"The input '{name}' is {given.dtype} of shape {list(given.shape)}; {wanted} is expected."
             )
-        wrong = given[(given < 0) | (given >= self.classes)] if kind.kind == "i" else given[:0]
-        if wrong.size:
-            raise CamkitError(f"The input '{name}' holds classes, from 0 to {self.classes - 1}, not {wrong.flat[0]}.")
+        if kind.kind == "i":
+            wrong = given[(given < 0) | (given >= self.classes)]
+            if wrong.size:
+                raise CamkitError(f"The input '{name}' holds classes, from 0 to {self.classes - 1}, not {wrong[0]}.")
         return np.broadcast_to(given.astype(kind), (images, *shape)).copy()
 
     def _checked_classes(self, classes: int | Sequence[int] | NDArray[np.integer[Any]] | None, images: int) -> Integers:
